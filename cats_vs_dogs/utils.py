@@ -1,0 +1,263 @@
+"""What every script needs: starting up, errors for users, files that are whole or absent.
+
+TensorFlow is imported inside the functions that need it, so that a script that does not can start at once.
+"""
+
+import contextlib
+import difflib
+import inspect
+import json
+import logging as python_logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import IO, Any
+
+from absl import app, flags, logging
+
+
+class UserError(Exception):
+    """Something that the user can mend. Scripts print its message in one line and exit with 1, without a traceback."""
+
+
+def run_script(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Runs a script: defines its flags, reads the command line, calls `main`, and ends with a proper exit code.
+
+    Args:
+        main: called without arguments once the flags have been read.
+        define_flags: defines the script's flags. Called here and not on import, so that one process can import
+            every script.
+    """
+    define_flags()
+
+    def parse_flags(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _exit_with_error(f"{error} (--help lists all flags)")
+        if len(rest) > 1:
+            _exit_with_error(f"{' '.join(rest[1:])}: not a flag; write --name=value, and put quotes around patterns")
+        return rest
+
+    def guarded_main(unused_argv: Sequence[str]) -> None:
+        logging.set_verbosity(logging.INFO)
+        logging.get_absl_handler().setFormatter(_LineFormatter())
+        logging.get_absl_handler().addFilter(_is_ours_or_grave)
+        python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
+        try:
+            main()
+        except UserError as error:
+            _exit_with_error(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(guarded_main, flags_parser=parse_flags)
+
+
+class _LineFormatter(python_logging.Formatter):
+    """The plain message for information, as the 2017 log lines; the level in front of anything graver."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        message = record.getMessage()
+        return message if record.levelno <= python_logging.INFO else f"{record.levelname}: {message}"
+
+
+def _is_ours_or_grave(record: python_logging.LogRecord) -> bool:
+    """Whether a log record is of this package, or a warning of anyone; TensorFlow logs through absl too."""
+    return record.levelno > python_logging.INFO or os.path.dirname(record.pathname) == os.path.dirname(__file__)
+
+
+def _exit_with_error(message: str) -> None:
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)
+
+
+def find_class(name: str, module: ModuleType, base_class: type, flag: str) -> type:
+    """Finds a class of `module` by name.
+
+    Args:
+        name: the class name, as the user typed it.
+        module: where users add their classes.
+        base_class: what the class must inherit from.
+        flag: name of the flag that named it, for the message.
+
+    Returns:
+        The class.
+
+    Raises:
+        UserError: if there is no such class, or it does not inherit from `base_class`.
+    """
+    where = os.path.basename(module.__file__ or module.__name__)
+    available = sorted(
+        key
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base_class) and value is not base_class
+    )
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"--{flag}={name}: no such class in {where}{suggest(name, available)}")
+    if name not in available:
+        raise UserError(
+            f"--{flag}={name}: it is not a subclass of {base_class.__module__.split('.')[-1]}.{base_class.__name__}; "
+            f"available: {', '.join(available)}"
+        )
+    return found
+
+
+def suggest(name: str, available: Sequence[str]) -> str:
+    """Returns "; did you mean X? available: ..." for a name that is not among `available`."""
+    by_lower_case = {candidate.lower(): candidate for candidate in available}
+    nearest = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    hint = f"; did you mean {by_lower_case[nearest[0]]}?" if nearest else ";"
+    return f"{hint} available: {', '.join(available)}"
+
+
+def parse_json_flag(text: str, flag: str) -> dict[str, Any]:
+    """Returns the dict that a flag such as `--model_params='{"num_mixtures": 4}'` holds; an empty text is {}.
+
+    Raises:
+        UserError: if the text is not a JSON object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"--{flag}={text}: not JSON ({error}); write it like --{flag}='{{\"name\": 1}}'") from error
+    if not isinstance(value, dict):
+        raise UserError(f"--{flag}={text}: expected a JSON object, like --{flag}='{{\"name\": 1}}'")
+    return value
+
+
+def call_with_accepted(function: Callable, what: str, flag: str, args: tuple, offered: dict, asked: dict) -> Any:
+    """Calls a user's function with what the kit offers and what the user asked for by a JSON flag.
+
+    Args:
+        function: a bound method such as `create_model`.
+        what: its name for messages, such as "LogisticModel.create_model".
+        flag: the JSON flag that `asked` came from.
+        args: positional arguments, always passed.
+        offered: keyword arguments passed only if the signature names them or has `**params`.
+        asked: keyword arguments from the flag; each must be accepted.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        UserError: if the signature does not accept a name in `asked`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    keywords = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    settable = sorted(keywords - set(list(inspect.signature(function).parameters)[: len(args)]) - set(offered))
+    for name in asked:
+        if name in offered or (name not in keywords and not accepts_any):
+            accepted = ", ".join(settable) or "none"
+            raise UserError(f'--{flag}: {what} has no parameter "{name}"; it takes: {accepted}')
+    kwargs = {name: value for name, value in offered.items() if accepts_any or name in keywords}
+    return function(*args, **kwargs, **asked)
+
+
+def list_files(pattern: str, flag: str) -> list[str]:
+    """Returns the files that a pattern matches, sorted.
+
+    Raises:
+        UserError: if the pattern matches no file.
+    """
+    import tensorflow as tf
+
+    gfile = tf.io.gfile
+    try:
+        files = sorted(path for path in gfile.glob(pattern) if not gfile.isdir(path))
+    except tf.errors.OpError as error:
+        raise UserError(f"--{flag}={pattern}: cannot be listed: {error.message}") from error
+    if not files:
+        hint = f"is a folder; write --{flag}='{pattern.rstrip('/')}/*'" if gfile.isdir(pattern) else "matches no file"
+        raise UserError(f"--{flag}={pattern}: {hint}")
+    return files
+
+
+@contextlib.contextmanager
+def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
+    """Opens a text file that appears at `path` only when the block ends without an exception.
+
+    The file is opened at once, so an output that cannot be written is noticed before the work and not after it.
+
+    Args:
+        path: where the whole file will be. An older file there stays until then.
+        flag: the flag that named it, for the message.
+
+    Yields:
+        The open file, UTF-8.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    import tensorflow as tf
+
+    gfile = tf.io.gfile
+    aside = f"{path}.{os.getpid()}.tmp"
+    try:
+        if gfile.isdir(path):
+            raise UserError(f"--{flag}={path}: is a folder; name a file in it")
+        output = gfile.GFile(aside, "w")
+        output.write("")  # GFile opens the file at the first write.
+    except tf.errors.NotFoundError as error:
+        raise UserError(f"--{flag}={path}: the folder {os.path.dirname(path)} does not exist; make it first") from error
+    except tf.errors.OpError as error:
+        raise UserError(f"--{flag}={path}: cannot be written: {error.message}") from error
+    try:
+        with output:
+            yield output
+        gfile.rename(aside, path, overwrite=True)
+    except BaseException as error:
+        with contextlib.suppress(tf.errors.OpError):
+            gfile.remove(aside)
+        if isinstance(error, tf.errors.OpError) and aside in str(error.message):
+            raise UserError(f"--{flag}={path}: cannot be written: {error.message}") from error
+        raise
+
+
+def make_folder(path: str, flag: str) -> None:
+    """Makes a folder and its parents if they are not there, and makes sure that it can be written to.
+
+    Raises:
+        UserError: if it cannot be made or written to.
+    """
+    import tensorflow as tf
+
+    gfile = tf.io.gfile
+    probe = os.path.join(path, f".write-test-{os.getpid()}")
+    try:
+        gfile.makedirs(path)
+        with gfile.GFile(probe, "w") as file:
+            file.write("")
+        gfile.remove(probe)
+    except tf.errors.OpError as error:
+        raise UserError(f"--{flag}={path}: cannot be written to: {error.message}") from error
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    import tensorflow as tf
+
+    aside = f"{path}.{os.getpid()}.tmp"
+    with tf.io.gfile.GFile(aside, "w") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    tf.io.gfile.rename(aside, path, overwrite=True)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Reads a JSON file that the kit wrote.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path, "r") as file:
+        text = file.read()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged, not JSON ({error})") from error

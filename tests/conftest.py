@@ -1,0 +1,97 @@
+"""Fixtures that several test files share."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).resolve().parent / "data"
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory):
+    """Returns a function that runs a script of the kit as a user does, in a process of its own, and returns it ended.
+
+    The sample set is drawn into a folder that the whole test session shares.
+    """
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
+        command = command or [sys.executable, str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")]
+        process = subprocess.run(
+            [*command, *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check:
+            assert process.returncode == 0, process.stderr
+        return process
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fails_in_one_line(run_script):
+    """Returns a function that runs a script which must fail, and returns its last line, which must be the only one."""
+
+    def run(script, *args, **kwargs):
+        process = run_script(script, *args, check=False, **kwargs)
+        lines = process.stderr.strip().splitlines()
+        assert process.returncode == 1, process.stderr
+        assert lines[-1].startswith("error: "), process.stderr
+        assert "Traceback" not in process.stderr, process.stderr
+        return lines[-1]
+
+    return run
+
+
+def jpeg(height=40, width=60, colour=(200, 120, 40), seed=0):
+    """Returns the bytes of a JPEG of one colour with some noise."""
+    noise = np.random.default_rng(seed).integers(-30, 30, (height, width, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=True, bad=()):
+    """Writes shards of bright dogs and dark cats, and returns their pattern.
+
+    Args:
+        folder: a pathlib.Path.
+        split: first part of the shards' names.
+        num_examples: how many examples, half cats and half dogs.
+        num_shards: over how many shards.
+        labelled: whether the records have labels.
+        bad: numbers of the examples whose JPEG is cut off.
+    """
+    from cats_vs_dogs import tfrecords
+
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for i in range(num_examples):
+        label = i % 2
+        encoded = jpeg(30 + i % 7, 40 + i % 5, (200, 180, 160) if label else (60, 70, 80), seed=i)
+        if i in bad:
+            encoded = encoded[: len(encoded) // 2]
+        filename = f"{('cat', 'dog')[label]}.{i}.jpg" if labelled else f"{i}.jpg"
+        examples.append(tfrecords.make_example(encoded, filename, label if labelled else None))
+    for shard in range(num_shards):
+        path = tfrecords.shard_path(str(folder), split, shard, num_shards)
+        tfrecords.write_shard(path, examples[shard::num_shards])
+    return str(folder / f"{split}-*")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The numbers that the 2017 code computed; tests/data/golden/README.md says what they are."""
+    return np.load(DATA / "golden" / "kit2017.npz")
