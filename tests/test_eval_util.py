@@ -1,0 +1,92 @@
+"""Metrics: by hand, and against what the 2017 code gave."""
+
+import numpy as np
+import pytest
+
+from cats_vs_dogs import eval_util
+from cats_vs_dogs.utils import UserError
+
+
+def column(*values):
+    return np.array(values, dtype=np.float64)[:, np.newaxis]
+
+
+def test_golden_values_of_2017(golden):
+    predictions, labels = golden["metric_predictions"], golden["metric_labels"]
+    perr = eval_util.calculate_precision_at_equal_recall_rate(predictions, labels)
+    assert perr == pytest.approx(golden["metric_perr"], abs=1e-9)
+    assert eval_util.calculate_gap(predictions, labels, 20) == pytest.approx(golden["metric_gap_top20"], abs=1e-9)
+    assert eval_util.calculate_gap(predictions, labels, 2) == pytest.approx(golden["metric_gap_top2"], abs=1e-9)
+    hit = eval_util.calculate_hit_at_one(golden["binary_predictions"], golden["binary_labels"])
+    assert hit == pytest.approx(golden["binary_hit_at_one"], abs=1e-9)
+
+
+def test_a_probability_of_one_half_is_a_cat():
+    assert eval_util.calculate_hit_at_one(column(0.5, 0.5), column(0, 1)) == 0.5
+
+
+def test_perr_of_two_columns_is_the_accuracy():
+    probabilities, labels = column(0.9, 0.2, 0.6, 0.3), column(1, 0, 0, 0)
+    both = eval_util.as_two_columns(probabilities), eval_util.as_two_columns(labels)
+    np.testing.assert_allclose(both[0][1], [0.8, 0.2])
+    assert eval_util.calculate_precision_at_equal_recall_rate(*both) == 0.75
+
+
+def test_top_k_by_class():
+    predictions = np.array([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
+    labels = np.array([[1, 0, 0], [1, 0, 0]])
+    top, top_labels, positives = eval_util.top_k_by_class(predictions, labels, 2)
+    assert [list(row) for row in top] == [[0.5], [0.7], [0.2, 0.4]]
+    assert [list(row) for row in top_labels] == [[1], [0], [0, 0]]
+    assert positives == [2, 0, 0]  # The first cat was not among the top two, and counts all the same.
+    with pytest.raises(ValueError, match="positive"):
+        eval_util.top_k_by_class(predictions, labels, 0)
+
+
+def test_log_loss_auc_and_confusion_by_hand():
+    probabilities, labels = column(0.9, 0.4, 0.4, 0.2), column(1, 1, 0, 0)
+    expected = -np.mean(np.log([0.9, 0.4, 0.6, 0.8]))
+    assert eval_util.calculate_log_loss(probabilities, labels) == pytest.approx(expected)
+    assert eval_util.calculate_log_loss(column(0.0), column(1)) == pytest.approx(-np.log(1e-7))
+    # Pairs of a dog and a cat: 0.9 wins twice, 0.4 wins once and ties once.
+    assert eval_util.calculate_roc_auc(probabilities, labels) == pytest.approx(3.5 / 4)
+    assert np.isnan(eval_util.calculate_roc_auc(column(0.1, 0.2), column(1, 1)))
+    assert eval_util.calculate_confusion(probabilities, labels) == {
+        "cats_as_cats": 2,
+        "cats_as_dogs": 0,
+        "dogs_as_cats": 1,
+        "dogs_as_dogs": 1,
+    }
+
+
+def test_auc_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (500, 1))
+    probabilities = np.round(np.clip(0.3 * labels + rng.random((500, 1)) * 0.7, 0, 1), 2)  # with ties
+    pairs = probabilities[labels == 1][:, None] - probabilities[labels == 0]
+    expected = np.mean((pairs > 0) + 0.5 * (pairs == 0))
+    assert eval_util.calculate_roc_auc(probabilities, labels) == pytest.approx(expected)
+
+
+def test_accumulated_batches_equal_one_batch():
+    rng = np.random.default_rng(1)
+    probabilities, labels = rng.random((300, 1)), rng.integers(0, 2, (300, 1))
+    whole, pieces = eval_util.EvaluationMetrics(2, 2), eval_util.EvaluationMetrics(2, 2)
+    whole.accumulate(probabilities, labels, 0.5)
+    for start, stop in ((0, 7), (7, 200), (200, 300)):
+        batch = pieces.accumulate(probabilities[start:stop], labels[start:stop], 0.5)
+    assert batch["hit_at_one"] == eval_util.calculate_hit_at_one(probabilities[200:], labels[200:])
+    expected, found = whole.get(), pieces.get()
+    assert found.pop("confusion") == expected.pop("confusion")
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-12)
+    pieces.clear()
+    with pytest.raises(ValueError, match="Nothing"):
+        pieces.get()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan, np.inf])
+def test_what_is_no_probability_is_refused(value):
+    eval_util.check_probabilities(column(0.0, 1.0), "AnyLoss")
+    with pytest.raises(UserError, match="--label_loss=AnyLoss: its probability()"):
+        eval_util.check_probabilities(column(0.5, value), "AnyLoss")
