@@ -1,0 +1,134 @@
+"""The losses of the kit. Add your own here, and name it on the command line: --label_loss=YourLoss."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cats_vs_dogs.utils import UserError
+
+
+class BaseLoss:
+    """Inherit from this class in losses.py to add a loss; name it with --label_loss=YourLoss.
+
+    Attributes:
+        output_layer: which kind of predictions the loss needs: "probability" ([batch, 1] in [0, 1]), "score"
+            ([batch, 1], any number, positive for dogs), "logits" ([batch, num_classes], any numbers), or None if
+            it takes whatever the model gives. Passed to `create_model` for models that can give several kinds.
+    """
+
+    output_layer: str | None = None
+
+    def calculate_loss(self, predictions: tf.Tensor, labels: tf.Tensor, **params: Any) -> tf.Tensor:
+        """Calculates the mean loss of a batch.
+
+        Args:
+            predictions: float32 [batch, 1] or [batch, num_classes], what the model returned.
+            labels: int32 [batch, 1], 1 = dog, 0 = cat.
+            **params: anything given with --loss_params.
+
+        Returns:
+            A scalar, the mean over the batch.
+        """
+        raise NotImplementedError
+
+    def probability(self, predictions: tf.Tensor) -> tf.Tensor:
+        """Turns predictions into the probability of a dog, which evaluation, inference and export use.
+
+        Args:
+            predictions: float32 [batch, 1] or [batch, num_classes].
+
+        Returns:
+            float32 [batch, 1] in [0, 1]. Here: the last column, as it is. Override it if your predictions are not
+            probabilities.
+        """
+        return predictions[:, -1:]
+
+
+class CrossEntropyLoss(BaseLoss):
+    """Cross entropy of probabilities, which the model gives through a sigmoid.
+
+    -(y log(p + e) + (1 - y) log(1 - p + e)) with e = 10e-6, summed over columns.
+    """
+
+    output_layer = "probability"
+
+    def calculate_loss(self, predictions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        epsilon = 10e-6
+        labels = _as_columns(labels, predictions)
+        log_likelihood = labels * tf.math.log(predictions + epsilon) + (1 - labels) * tf.math.log(
+            1 - predictions + epsilon
+        )
+        return tf.reduce_mean(tf.reduce_sum(-log_likelihood, axis=1))
+
+
+class HingeLoss(BaseLoss):
+    """Hinge loss of scores: max(0, b - s) for dogs and max(0, b + s) for cats, summed over columns.
+
+    The margin b is set with --loss_params='{"b": 2.0}'.
+    """
+
+    output_layer = "score"
+
+    def calculate_loss(self, predictions: tf.Tensor, labels: tf.Tensor, b: float = 1.0) -> tf.Tensor:
+        signs = 2 * _as_columns(labels, predictions) - 1
+        return tf.reduce_mean(tf.reduce_sum(tf.maximum(0.0, b - signs * predictions), axis=1))
+
+    def probability(self, predictions: tf.Tensor) -> tf.Tensor:
+        """The sigmoid of the score: one half at the decision boundary. It ranks well and is not calibrated."""
+        if predictions.shape[1] == 1:
+            return tf.sigmoid(predictions)
+        return tf.sigmoid(predictions[:, 1:] - predictions[:, :1])
+
+
+class SoftmaxLoss(BaseLoss):
+    """Cross entropy of the softmax over logits, one column a class. Labels are normalised to a sum of 1."""
+
+    output_layer = "logits"
+
+    def calculate_loss(self, predictions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        labels = _as_columns(labels, predictions)
+        labels /= tf.maximum(tf.reduce_sum(labels, axis=1, keepdims=True), 10e-8)
+        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, predictions))
+
+    def probability(self, predictions: tf.Tensor) -> tf.Tensor:
+        return tf.nn.softmax(predictions)[:, 1:2]
+
+
+def _as_columns(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+    """Returns the labels as float32 with as many columns as the predictions: as they are, or one-hot."""
+    if labels.shape[1] == 1 and predictions.shape[1] > 1:
+        labels = tf.one_hot(labels[:, 0], predictions.shape[1])
+    return tf.cast(labels, predictions.dtype)
+
+
+def check_output_layer(loss: BaseLoss, model_name: str, network: keras.Model) -> None:
+    """Makes sure, as far as one can see, that a network ends in the kind of layer that a loss needs.
+
+    Args:
+        loss: the label loss.
+        model_name: the class name of the model, for the message.
+        network: the model, from images to predictions.
+
+    Raises:
+        UserError: if the number of columns or the activation of the last layer does not suit the loss.
+    """
+    columns = network.output_shape[1]
+    last = network.output._keras_history.operation
+    activation = getattr(getattr(last, "activation", None), "__name__", None)
+    wrong = None
+    if loss.output_layer == "logits" and columns == 1:
+        wrong = "one column"
+    elif loss.output_layer in ("logits", "score") and activation in ("sigmoid", "softmax"):
+        wrong = f"a last layer with activation {activation}"
+    elif loss.output_layer == "probability" and isinstance(last, keras.layers.Dense) and activation == "linear":
+        wrong = "a last layer without activation"
+    if wrong:
+        needed = {
+            "logits": "logits: a last layer like Dense(num_classes), without activation",
+            "score": "a score: a last layer like Dense(1), without activation",
+            "probability": 'a probability: a last layer like Dense(1, activation="sigmoid")',
+        }[loss.output_layer]
+        raise UserError(
+            f"--model={model_name} --label_loss={type(loss).__name__}: the loss needs {needed}; the model has {wrong}"
+        )

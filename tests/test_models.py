@@ -1,0 +1,127 @@
+"""What build_model accepts, and the one line it says otherwise."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from cats_vs_dogs.models import BaseModel, build_model
+from cats_vs_dogs.utils import UserError
+
+IMAGES = tf.reshape(tf.linspace(-1.0, 1.0, 2 * 4 * 4 * 3), [2, 4, 4, 3])
+LABELS = tf.constant([[1], [0]])
+
+
+def build(create_model, **params):
+    model_class = type("MyModel", (BaseModel,), {"create_model": create_model})
+    return build_model(model_class(), 4, 2, "probability", params)
+
+
+def flat(model_input):
+    return keras.layers.Flatten()(model_input)
+
+
+def test_a_plain_model():
+    built = build(lambda self, model_input: {"predictions": keras.layers.Dense(1)(flat(model_input))})
+    assert set(built(IMAGES, LABELS, training=True)) == {"predictions"}
+    assert len(built.trainable_variables) == len(built.weights) == 2
+    assert built.seed_states == []
+
+
+def test_labels_own_loss_and_regularization_loss():
+    def create_model(self, model_input, num_classes, labels, output_layer, scale=1.0, **params):
+        assert (num_classes, output_layer, params) == (2, "probability", {"other": 3})
+        net = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(flat(model_input)))
+        predictions = keras.layers.Dense(1, "sigmoid", kernel_regularizer="l2")(net)
+        error = predictions - ops.cast(labels, "float32")
+        own = {"loss": scale * ops.mean(ops.square(error)), "regularization_loss": ops.mean(ops.abs(net))}
+        return {"predictions": predictions, **own}
+
+    built = build(create_model, scale=2.0, other=3)
+    outputs = built(IMAGES, LABELS, training=False)
+    predictions = outputs["predictions"].numpy()
+    np.testing.assert_allclose(outputs["loss"], 2 * np.mean((predictions - [[1], [0]]) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(predictions, built.network(IMAGES, training=False))
+    assert outputs["regularization_loss"].shape == ()
+    assert len(built.regularizer_losses) == 1
+    assert len(built.seed_states) == 1
+    assert len(built.weights) == 6  # gamma, beta, moving mean, moving variance, kernel, bias
+
+
+@pytest.mark.parametrize(
+    ("create_model", "said"),
+    [
+        (lambda self, x: keras.layers.Dense(1)(flat(x)), "must return a dict .* it returned a KerasTensor"),
+        (lambda self, x: None, "must return a dict .* it returned a NoneType"),
+        (lambda self, x: {"output": flat(x)}, 'the key "predictions"; its keys are: output'),
+        (lambda self, x: {"predictions": flat(x)}, r'"predictions" must be .* of shape \[None, 48\]'),
+        (lambda self, x: {"predictions": ops.mean(flat(x), axis=1)}, r"of shape \[None\]"),
+        (lambda self, x: {"predictions": tf.zeros([2, 1])}, '"predictions" must be a Keras tensor'),
+        (lambda self, x: {"predictions": 1}, "it is a int"),
+        (
+            lambda self, x: {"predictions": keras.layers.Dense(1)(flat(x)), "loss": ops.abs(flat(x))},
+            '"loss" must be a scalar Keras tensor',
+        ),
+        (
+            lambda self, x: {"predictions": keras.layers.Dense(1)(flat(x)), "regularization_loss": 0.1},
+            "give the layer a kernel_regularizer",
+        ),
+        (
+            lambda self, x: {"predictions": keras.layers.Dense(1)(keras.Input((3,)))},
+            '"predictions" must be computed from model_input',
+        ),
+    ],
+)
+def test_what_create_model_returns_is_checked(create_model, said):
+    with pytest.raises(UserError, match=f"MyModel.create_model.*{said}"):
+        build(create_model)
+
+
+@pytest.mark.parametrize(
+    "raw_op",
+    [
+        lambda x: tf.reshape(x, [-1, 48]),
+        lambda x: tf.image.random_flip_left_right(x),
+        lambda x: tf.image.per_image_standardization(x),
+        lambda x: tf.concat([x, x], 0),
+        lambda x: np.asarray(x),
+        lambda x: x if x > 0 else -x,
+    ],
+)
+def test_a_raw_op_is_refused_with_the_keras_way(raw_op):
+    def create_model(self, model_input):
+        net = raw_op(model_input)
+        return {"predictions": keras.layers.Dense(1)(flat(net))}
+
+    with pytest.raises(UserError) as error:
+        build(create_model)
+    said = str(error.value)
+    assert said.startswith("MyModel.create_model applies something that is not Keras")
+    assert "test_models.py line" in said
+    assert "keras.ops" in said and "Lambda" in said and "Porting a 2017 model" in said
+
+
+def test_an_error_in_the_users_own_code_keeps_its_traceback():
+    def create_model(self, model_input):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        build(create_model)
+
+
+def test_an_unknown_parameter_is_named():
+    def create_model(self, model_input, num_classes=2, num_layers=1):
+        return {"predictions": keras.layers.Dense(1)(flat(model_input))}
+
+    with pytest.raises(
+        UserError, match='--model_params: MyModel.create_model has no parameter "layers"; .* num_layers'
+    ):
+        build(create_model, layers=3)
+    with pytest.raises(UserError, match='no parameter "num_classes"'):
+        build(create_model, num_classes=3)
+
+
+def test_base_model_is_abstract():
+    with pytest.raises(NotImplementedError):
+        build_model(BaseModel(), 4, 2, "probability", {})

@@ -1,0 +1,56 @@
+"""Optimizers by name, and the learning rate of a step."""
+
+import numpy as np
+import pytest
+
+from cats_vs_dogs.optimizers import LearningRate, make_optimizer
+from cats_vs_dogs.utils import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "keras_name"),
+    [
+        ("AdamOptimizer", "Adam"),
+        ("AdagradOptimizer", "Adagrad"),
+        ("AdadeltaOptimizer", "Adadelta"),
+        ("RMSPropOptimizer", "RMSprop"),
+        ("GradientDescentOptimizer", "SGD"),
+        ("MomentumOptimizer", "SGD"),
+        ("FtrlOptimizer", "Ftrl"),
+        ("AdamW", "AdamW"),
+        ("SGD", "SGD"),
+    ],
+)
+def test_names_of_2017_and_of_keras(name, keras_name):
+    optimizer = make_optimizer(name, LearningRate(0.01, 512))
+    assert type(optimizer).__name__ == keras_name
+
+
+def test_defaults_of_2017():
+    assert make_optimizer("AdamOptimizer", LearningRate(0.01, 512)).epsilon == 1e-8
+    assert make_optimizer("MomentumOptimizer", LearningRate(0.01, 512)).momentum == 0.9
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(UserError, match="--optimizer=adamoptimiser: .* did you mean AdamOptimizer"):
+        make_optimizer("adamoptimiser", LearningRate(0.01, 512))
+
+
+def test_exponential_is_a_staircase_in_examples():
+    rate = LearningRate(0.01, 32, "exponential", decay=0.5, decay_examples=320)
+    steps = [0, 9, 10, 19, 20, 39, 40]
+    expected = [0.01, 0.01, 0.005, 0.005, 0.0025, 0.00125, 0.000625]
+    np.testing.assert_allclose([rate(step) for step in steps], expected, rtol=1e-6)
+
+
+def test_cosine_goes_to_zero_and_constant_stays():
+    cosine = LearningRate(1.0, 10, "cosine", total_steps=100)
+    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100), cosine(150)], [1, 0.5, 0, 0], atol=1e-7)
+    assert float(LearningRate(0.3, 10, "constant", total_steps=100)(99)) == pytest.approx(0.3)
+
+
+def test_warm_up_is_linear_and_never_zero():
+    rate = LearningRate(1.0, 10, "constant", warmup_examples=50)
+    np.testing.assert_allclose([rate(step) for step in range(6)], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rtol=1e-6)
+    cosine = LearningRate(1.0, 10, "cosine", warmup_examples=50, total_steps=105)
+    np.testing.assert_allclose([cosine(5), cosine(55), cosine(105)], [1.0, 0.5, 0.0], atol=1e-7)
