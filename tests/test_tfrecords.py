@@ -1,0 +1,56 @@
+"""The record format."""
+
+import pytest
+import tensorflow as tf
+from conftest import jpeg, write_shards
+
+from cats_vs_dogs import tfrecords
+from cats_vs_dogs.utils import UserError
+
+
+def test_features_of_an_example():
+    example = tf.train.Example.FromString(tfrecords.make_example(b"bytes", "고양이.1.jpg", 1))
+    features = example.features.feature
+    assert features["image/encoded"].bytes_list.value[0] == b"bytes"
+    assert features["image/filename"].bytes_list.value[0].decode() == "고양이.1.jpg"
+    assert list(features["image/class/label"].int64_list.value) == [1]
+    unlabelled = tf.train.Example.FromString(tfrecords.make_example(b"", "1.jpg", None))
+    assert "image/class/label" not in unlabelled.features.feature
+
+
+def test_names_of_shards():
+    assert tfrecords.shard_path("/data", "train", 3, 14) == "/data/train-00003-of-00014"
+
+
+def test_counting_records(tmp_path):
+    write_shards(tmp_path, num_examples=7, num_shards=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-00000-of-00002", "train-00001-of-00002"]
+    assert [tfrecords.count_records(str(path)) for path in sorted(tmp_path.iterdir())] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"", "the file is empty"),
+        (lambda data: data[:-1], "breaks off within record 6"),
+        (lambda data: data[:5], "is not a TFRecord file"),
+        (lambda data: jpeg(), "is not a TFRecord file"),
+        (lambda data: b"a text file\n" * 9, "is not a TFRecord file"),
+    ],
+)
+def test_damage_is_noticed(tmp_path, damage, said):
+    write_shards(tmp_path, num_examples=7, num_shards=1)
+    path = tmp_path / "train-00000-of-00001"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{path.name}: .*{said}"):
+        tfrecords.count_records(str(path))
+
+
+def test_a_shard_is_whole_or_absent(tmp_path):
+    def examples():
+        yield b"one"
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        tfrecords.write_shard(str(tmp_path / "train-00000-of-00001"), examples())
+    assert not (tmp_path / "train-00000-of-00001").exists()
