@@ -1,0 +1,132 @@
+"""Predicts cats and dogs for unlabelled shards or plain picture files, and writes the submission CSV.
+
+python cats_vs_dogs/inference.py --input_data_pattern='shards/test-*' --output_file=predictions.csv
+python cats_vs_dogs/inference.py --input_data_pattern='photos/*.jpg' --output_file=predictions.csv
+"""
+
+import os
+import sys
+
+if __package__ in (None, ""):  # Run as a file: import the package beside this file, from whatever folder.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+
+import csv
+import io
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import flags, logging
+
+from cats_vs_dogs import checkpoints, eval_util, readers, sample_data, tfrecords, utils
+from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("train_dir", "/tmp/cvd_model/", "The directory to load the model from.")
+    flags.DEFINE_string(
+        "output_file", "", "The CSV file to save the predictions to. Empty: predictions.csv in train_dir."
+    )
+    flags.DEFINE_string(
+        "input_data_pattern",
+        "",
+        "File glob for shards, or for picture files (JPEG, PNG, GIF, BMP). Empty: the kit's own sample set, "
+        "drawn once.",
+    )
+    flags.DEFINE_enum(
+        "output_column",
+        "category",
+        ["category", "probability"],
+        "What the second column holds: category, 1 for a dog and 0 for a cat; probability, that of a dog.",
+    )
+    flags.DEFINE_integer("batch_size", 1024, "How many examples to process per batch.", lower_bound=1)
+    flags.DEFINE_integer(
+        "num_readers", 1, "Kept from 2017, without effect: shards are read in order, decoding uses all cores."
+    )
+    flags.DEFINE_enum(
+        "bad_examples",
+        "fail",
+        ["fail", "skip"],
+        "What to do with a record that cannot be read: fail names it and stops; skip reads everything once before, "
+        "leaves the bad ones out and lists them in <output_file>.bad_examples.csv.",
+    )
+
+
+def format_lines(image_ids: np.ndarray, probabilities: np.ndarray, output_column: str) -> str:
+    """Returns the CSV lines of a batch.
+
+    Args:
+        image_ids: bytes [batch].
+        probabilities: float32 [batch, 1], probability of a dog.
+        output_column: "category" or "probability".
+    """
+    if output_column == "category":
+        column = [f"{dog:d}" for dog in probabilities[:, 0] > 0.5]
+    else:
+        column = [f"{probability:.6f}" for probability in probabilities[:, 0]]
+    lines = io.StringIO()
+    ids = (image_id.decode("utf-8", "replace") for image_id in image_ids)
+    csv.writer(lines, lineterminator="\n").writerows(zip(ids, column, strict=True))
+    return lines.getvalue()
+
+
+def predict(classifier: Classifier, batches: tf.data.Dataset, output, output_column: str) -> int:
+    """Writes a line for each example, in the order of the batches.
+
+    Args:
+        classifier: the trained model.
+        batches: of ids and images.
+        output: an open text file.
+        output_column: "category" or "probability".
+
+    Returns:
+        The number of examples.
+    """
+    probability = tf.function(classifier.probability, reduce_retracing=True)
+    num_examples, start = 0, time.monotonic()
+    output.write("Id,Category\n" if output_column == "category" else "Id,Probability\n")
+    for image_ids, images in batches:
+        probabilities = probability(images).numpy()
+        eval_util.check_probabilities(probabilities, classifier.spec.label_loss)
+        output.write(format_lines(image_ids.numpy(), probabilities, output_column))
+        num_examples += len(probabilities)
+        logging.info("num examples processed: %d elapsed seconds: %.2f", num_examples, time.monotonic() - start)
+    return num_examples
+
+
+def main() -> None:
+    spec = checkpoints.load_spec(FLAGS.train_dir)
+    checkpoint_path = checkpoints.latest_checkpoint(FLAGS.train_dir)
+    classifier = Classifier(spec)
+    checkpoints.restore_classifier(classifier, checkpoint_path)
+    logging.info("restoring variables from %s", checkpoint_path)
+
+    pattern = FLAGS.input_data_pattern or sample_data.pattern("test")
+    if not FLAGS.input_data_pattern:
+        logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
+    files = utils.list_files(pattern, "input_data_pattern")
+    logging.info("number of input files: %d", len(files))
+    output_file = FLAGS.output_file or os.path.join(FLAGS.train_dir, "predictions.csv")
+
+    reader = readers.CatsVsDogsTestFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
+    with utils.write_aside(output_file, "output_file") as output:
+        if readers.is_picture(files[0]):
+            batches = readers.make_picture_dataset(reader, files, FLAGS.batch_size)
+            with readers.named_picture_errors(reader, files):
+                predict(classifier, batches, output, FLAGS.output_column)
+        else:
+            records = {path: tfrecords.count_records(path) for path in files}
+            bad_records = {}
+            if FLAGS.bad_examples == "skip":
+                bad_records = readers.list_bad_examples(reader, records, f"{output_file}.bad_examples.csv")
+            batches = readers.make_dataset(reader, files, FLAGS.batch_size, bad_records)
+            with readers.named_errors(reader, files):
+                predict(classifier, batches, output, FLAGS.output_column)
+    logging.info("Done with inference. The output file was written to %s", output_file)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, define_flags)

@@ -1,0 +1,107 @@
+"""What a train_dir holds, written and read again."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cats_vs_dogs import checkpoints, cvd_models, models
+from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.utils import UserError
+
+SPEC = ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area")
+
+
+class DropoutModel(models.BaseModel):
+    def create_model(self, model_input):
+        net = keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(keras.layers.Flatten()(model_input)))
+        return {"predictions": keras.layers.Dense(1, "sigmoid")(net)}
+
+
+@pytest.fixture
+def dropout_spec(monkeypatch):
+    monkeypatch.setattr(cvd_models, "DropoutModel", DropoutModel, raising=False)
+    return ModelSpec("DropoutModel", {}, "CrossEntropyLoss", {}, 4, "area")
+
+
+def training_checkpoint(folder, spec, optimizer_class=keras.optimizers.Adam, keep=5, seed=0):
+    classifier = Classifier(spec, seed)
+    optimizer = optimizer_class()
+    optimizer.build(classifier.model.trainable_variables)
+    checkpoint = checkpoints.TrainingCheckpoint(str(folder), classifier, optimizer, keep)
+    return classifier, optimizer, checkpoint
+
+
+def everything(classifier, optimizer):
+    return [v.numpy() for v in classifier.model.weights + classifier.model.seed_states + optimizer.variables]
+
+
+def test_everything_that_training_needs_comes_back(tmp_path, dropout_spec):
+    classifier, optimizer, checkpoint = training_checkpoint(tmp_path, dropout_spec)
+    assert checkpoint.restore_latest() is None
+    images = tf.random.stateless_uniform([8, 4, 4, 3], [1, 2])
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(classifier.model.network(images, training=True))
+        variables = classifier.model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, [v.value for v in variables]), variables, strict=True))
+    checkpoint.step.assign(3)
+    assert checkpoint.save() == str(tmp_path / "model.ckpt-3")
+
+    restored_classifier, restored_optimizer, restored = training_checkpoint(tmp_path, dropout_spec, seed=9)
+    assert restored.restore_latest() == str(tmp_path / "model.ckpt-3")
+    assert int(restored.step) == 3
+    assert len(classifier.model.seed_states) == 1
+    for a, b in zip(
+        everything(classifier, optimizer), everything(restored_classifier, restored_optimizer), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+    for_prediction = Classifier(dropout_spec, seed=5)
+    checkpoints.restore_classifier(for_prediction, checkpoints.latest_checkpoint(str(tmp_path)))
+    np.testing.assert_array_equal(for_prediction.probability(images), classifier.probability(images))
+    # The masks of dropout go on too.
+    masks = [one.model.network(images, training=True) for one in (classifier, restored_classifier)]
+    np.testing.assert_array_equal(*masks)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    _, _, checkpoint = training_checkpoint(tmp_path, SPEC, keep=2)
+    for step in (1, 2, 3):
+        checkpoint.step.assign(step)
+        checkpoint.save()
+    assert sorted(path.stem for path in tmp_path.glob("*.index")) == ["model.ckpt-2", "model.ckpt-3"]
+    assert checkpoints.step_of(checkpoints.latest_checkpoint(str(tmp_path))) == 3
+
+
+def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, dropout_spec):
+    _, _, checkpoint = training_checkpoint(tmp_path, SPEC)
+    path = checkpoint.save()
+    for other in (dropout_spec, ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 5, "area")):
+        with pytest.raises(UserError, match="its weights do not fit"):
+            checkpoints.restore_classifier(Classifier(other), path)
+        with pytest.raises(UserError, match="its weights do not fit"):
+            training_checkpoint(tmp_path, other)[2].restore_latest()
+    with pytest.raises(UserError, match="was not made with this optimizer"):
+        training_checkpoint(tmp_path, SPEC, keras.optimizers.Ftrl)[2].restore_latest()
+
+
+def test_no_model_no_checkpoint_damaged_flags(tmp_path):
+    train_dir = str(tmp_path)
+    with pytest.raises(UserError, match="holds no model .* train.py first"):
+        checkpoints.load_spec(train_dir)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints.latest_checkpoint(train_dir)
+    checkpoints.save_spec(train_dir, SPEC)
+    assert checkpoints.load_spec(train_dir, model="LogisticModel", label_loss=None) == SPEC
+    with pytest.raises(UserError, match="--model=MoeModel: the model in .* was trained with model=LogisticModel"):
+        checkpoints.load_spec(train_dir, model="MoeModel")
+    path = tmp_path / "model_flags.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UserError, match="model_flags.json: damaged, not JSON"):
+        checkpoints.load_spec(train_dir)
+    path.write_text(json.dumps({"model": "LogisticModel"}))
+    with pytest.raises(UserError, match="must have exactly the keys"):
+        checkpoints.load_spec(train_dir)

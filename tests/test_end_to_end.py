@@ -1,0 +1,328 @@
+"""The kit as a user meets it: through the command line, from any folder, with good and bad input."""
+
+import csv
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import REPOSITORY, jpeg, write_shards
+
+SCRIPTS = ("train", "eval", "inference", "export_model")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A folder with train, validation and test shards that a linear model tells apart."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, "train", num_examples=64, num_shards=3)
+    write_shards(folder, "validation", num_examples=20, num_shards=2)
+    write_shards(folder, "test", num_examples=15, num_shards=2, labelled=False)
+    return folder
+
+
+def train(run_script, shards, train_dir, *flags, **kwargs):
+    pattern = f"--train_data_pattern={shards}/train-*"
+    return run_script("train", pattern, f"--train_dir={train_dir}", "--batch_size=16", *flags, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(run_script, shards, tmp_path_factory):
+    """A train_dir with a LogisticModel. Tests must leave it as it is."""
+    train_dir = tmp_path_factory.mktemp("trained")
+    train(run_script, shards, train_dir)
+    return train_dir
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def weights_of(train_dir):
+    path = tf.train.latest_checkpoint(str(train_dir))
+    reader = tf.train.load_checkpoint(path)
+    values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    return path, {name: value for name, value in values.items() if "OBJECT_GRAPH" not in name}
+
+
+def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
+    # --train_dir only because the default, /tmp/cvd_model, may hold a model of whoever runs the tests.
+    train_dir = f"--train_dir={tmp_path}"
+    said = run_script("train", train_dir).stderr
+    assert "using the kit's own sample set" in said
+    assert "LogisticModel: 3,073 parameters." in said
+    assert "training step 10 | Loss: " in said
+    assert f"eval.py --run_once --train_dir={tmp_path}" in said
+    said = run_script("eval", "--run_once", train_dir).stderr
+    metrics = json.loads((tmp_path / "eval" / "metrics-40.json").read_text())
+    assert "epoch/eval number 40 | Avg_Hit@1: " in said
+    assert 0.6 < metrics["avg_hit_at_one"] < 0.95
+    said = run_script("inference", train_dir).stderr
+    assert "num examples processed: " in said
+    rows = rows_of(tmp_path / "predictions.csv")
+    assert rows[0] == ["Id", "Category"]
+    assert len(rows) == 1 + 500
+    assert {row[1] for row in rows[1:]} == {"0", "1"}
+
+
+def test_what_training_leaves_behind(trained):
+    names = {path.name.split(".out.")[0] for path in trained.iterdir()}
+    files = {"model_flags.json", "run.json", "checkpoint", "model.ckpt-20.index", "model.ckpt-20.data-00000-of-00001"}
+    assert names == files | {"events", "export"}
+    assert [path.name for path in (trained / "export").iterdir()] == ["step_20"]
+    run = json.loads((trained / "run.json").read_text())
+    assert run["parameters"] == 3073
+    assert sorted(run["shards"].values()) == [21, 21, 22]
+    assert run["flags"]["batch_size"] == 16
+    assert run["versions"]["tensorflow"] == tf.__version__
+
+
+def test_summaries_have_the_tags_of_2017(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained)).Reload()
+    tags = set(events.Tags()["tensors"])
+    scalars = {"model/Training_Hit@1", "model/Training_Perr", "model/Training_GAP", "global_step/Examples/Second"}
+    assert tags >= scalars | {"label_loss", "reg_loss", "learning_rate"}
+    assert {"model/input_raw", "dense/kernel", "dense/bias"} <= tags
+    assert [event.step for event in events.Tensors("label_loss")] == [10, 20]
+
+
+@pytest.mark.parametrize("model", ["LogisticModel", "MoeModel"])
+@pytest.mark.parametrize("label_loss", ["CrossEntropyLoss", "HingeLoss", "SoftmaxLoss"])
+def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label_loss):
+    flags = [f"--model={model}", f"--label_loss={label_loss}"]
+    train(run_script, shards, tmp_path, *flags, "--num_epochs=10")
+    pattern = f"{shards}/validation-*"
+    run_script("eval", f"--train_dir={tmp_path}", "--run_once", f"--eval_data_pattern={pattern}", *flags)
+    metrics = json.loads((tmp_path / "eval" / "metrics-40.json").read_text())
+    assert metrics["avg_hit_at_one"] > 0.9
+    assert metrics["roc_auc"] > 0.95
+    run_script("inference", f"--train_dir={tmp_path}", f"--input_data_pattern={pattern}")
+    rows = rows_of(tmp_path / "predictions.csv")[1:]
+    right = np.mean([(row[0].startswith("dog")) == (row[1] == "1") for row in rows])
+    assert right == pytest.approx(metrics["avg_hit_at_one"])
+
+
+def test_a_users_own_models_and_loss(run_script, shards, tmp_path):
+    """A contestant edits cvd_models.py and losses.py in a clone; everything else works without being touched."""
+    clone = tmp_path / "clone"
+    shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs")
+    with open(clone / "cats_vs_dogs" / "cvd_models.py", "a", encoding="utf-8") as file:
+        file.write("""
+
+class ConvModel(models.BaseModel):
+    def create_model(self, model_input, num_classes=2, filters=8, **params):
+        net = keras.layers.RandomFlip("horizontal")(model_input)
+        net = keras.layers.Conv2D(filters, 3, strides=2, use_bias=False)(net)
+        net = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.5)(net))
+        net = keras.layers.Dropout(0.3)(keras.layers.GlobalAveragePooling2D()(net))
+        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
+
+
+class OwnLossModel(models.BaseModel):
+    def create_model(self, model_input, num_classes=2, labels=None, **params):
+        net = keras.layers.Flatten()(model_input)
+        p = keras.layers.Dense(1, activation="sigmoid", kernel_regularizer="l2")(net)
+        return {"predictions": p, "loss": ops.mean(ops.square(p - ops.cast(labels, "float32")))}
+""")
+    with open(clone / "cats_vs_dogs" / "losses.py", "a", encoding="utf-8") as file:
+        file.write("""
+
+class SquaredLoss(BaseLoss):
+    def calculate_loss(self, predictions, labels, weight=1.0, **params):
+        return weight * tf.reduce_mean(tf.square(predictions - tf.cast(labels, tf.float32)))
+""")
+
+    def run(script, *args):
+        command = [sys.executable, str(clone / "cats_vs_dogs" / f"{script}.py")]
+        return run_script(script, *args, command=command)
+
+    for name, flags in {
+        "conv": ["--model=ConvModel", '--model_params={"filters": 4}', "--label_loss=SquaredLoss"],
+        "own": ["--model=OwnLossModel"],
+    }.items():
+        train_dir = tmp_path / name
+        where = f"--train_dir={train_dir}"
+        pattern = f"{shards}/validation-*"
+        run("train", where, f"--train_data_pattern={shards}/train-*", "--batch_size=16", "--num_epochs=15", *flags)
+        run("eval", where, "--run_once", f"--eval_data_pattern={pattern}")
+        metrics = json.loads((train_dir / "eval" / "metrics-60.json").read_text())
+        assert metrics["avg_hit_at_one"] > 0.9
+        run("inference", where, f"--input_data_pattern={pattern}", "--output_column=probability")
+        run("export_model", where, f"--export_dir={train_dir}/saved")
+
+        # Evaluation, inference and the export agree on the same photos.
+        rows = rows_of(train_dir / "predictions.csv")[1:]
+        probabilities = np.array([float(row[1]) for row in rows])
+        labels = np.array([row[0].startswith("dog") for row in rows])
+        log_loss = -np.mean(np.log(np.where(labels, probabilities, 1 - probabilities)))
+        assert metrics["log_loss"] == pytest.approx(log_loss, abs=1e-5)  # six decimals in the CSV
+        squared = np.mean((probabilities - labels) ** 2)
+        assert metrics["avg_loss"] == pytest.approx(squared, abs=1e-6)
+        files = tf.data.TFRecordDataset(sorted(map(str, shards.glob("validation-*"))))
+        records = tf.stack(list(files))
+        for folder in (train_dir / "saved", train_dir / "export" / "step_60"):
+            outputs = tf.saved_model.load(str(folder)).signatures["serving_default"](example_bytes=records)
+            assert [one.decode() for one in outputs["image_id"].numpy()] == [row[0] for row in rows]
+            np.testing.assert_allclose(outputs["predictions"][:, 1], probabilities, atol=1e-6)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path, trained):
+    train(run_script, shards, tmp_path, "--max_steps=7")
+    said = train(run_script, shards, tmp_path).stderr
+    assert f"Going on from {tmp_path}/model.ckpt-7." in said
+    (path, weights), (expected_path, expected) = weights_of(tmp_path), weights_of(trained)
+    assert path.endswith("model.ckpt-20") and expected_path.endswith("model.ckpt-20")
+    assert weights.keys() == expected.keys()
+    for name in weights.keys() - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE"}:
+        np.testing.assert_array_equal(weights[name], expected[name], err_msg=name)
+    said = train(run_script, shards, tmp_path).stderr
+    assert "Nothing left to train: the model is at step 20 of 20." in said
+
+
+def test_fewer_examples_than_a_batch(run_script, shards, tmp_path):
+    said = train(run_script, shards, tmp_path, "--batch_size=1000").stderr
+    assert "64 examples, 5 steps = 5 epochs of 1 steps." in said
+    assert "training step 5 | Loss: " in said
+
+
+def test_legacy_pixels_cosine_and_keras_optimizer(run_script, shards, tmp_path):
+    flags = ["--resize_method=legacy_bilinear", "--image_size=20", "--learning_rate_schedule=cosine"]
+    train(run_script, shards, tmp_path, *flags, "--warmup_examples=32", "--optimizer=AdamW", "--max_steps=3")
+    assert json.loads((tmp_path / "model_flags.json").read_text())["resize_method"] == "legacy_bilinear"
+
+
+def test_three_ways_to_start_a_script(run_script, shards, trained, tmp_path):
+    package = REPOSITORY / "cats_vs_dogs"
+    flags = [f"--train_dir={trained}", f"--input_data_pattern={shards}/test-*"]
+    outputs = []
+    for name, command, cwd in (
+        ("as_file", [sys.executable, str(package / "inference.py")], "/"),
+        ("in_folder", [sys.executable, "inference.py"], package),
+        ("as_module", [sys.executable, "-m", "cats_vs_dogs.inference"], "/"),
+    ):
+        output = tmp_path / f"{name}.csv"
+        run_script("inference", *flags, f"--output_file={output}", command=command, cwd=cwd)
+        outputs.append(output.read_text())
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0].splitlines()[:3] == ["Id,Category", "0.jpg,0", "2.jpg,0"]
+    for script in ("train", "eval", "export_model"):
+        for command, cwd in (
+            ([sys.executable, f"{script}.py"], package),
+            ([sys.executable, "-m", f"cats_vs_dogs.{script}"], "/"),
+        ):
+            shown = run_script(script, "--help", command=command, cwd=cwd, check=False).stdout
+            assert "--train_dir" in shown
+
+
+def test_plain_photos_and_names_that_need_quotes(run_script, trained, tmp_path):
+    for i, name in enumerate(["a,b.jpg", 'say "miau".jpg', "강아지.jpg"]):
+        (tmp_path / name).write_bytes(jpeg(seed=i))
+    output = tmp_path / "out.csv"
+    flags = [f"--train_dir={trained}", f"--input_data_pattern={tmp_path}/*.jpg", f"--output_file={output}"]
+    run_script("inference", *flags)
+    assert sorted(row[0] for row in rows_of(output)) == ["Id", "a,b.jpg", 'say "miau".jpg', "강아지.jpg"]
+    assert '"a,b.jpg",' in output.read_text()
+
+
+def test_skipping_bad_examples(run_script, tmp_path):
+    pattern = write_shards(tmp_path / "shards", num_examples=30, num_shards=2, bad=(4, 7))
+    train_dir = tmp_path / "model"
+    said = run_script(
+        "train", f"--train_data_pattern={pattern}", f"--train_dir={train_dir}", "--bad_examples=skip", "--num_epochs=1"
+    ).stderr
+    assert "WARNING: 2 of 30 records cannot be read and are skipped" in said
+    assert "28 examples, 1 steps" in said
+    assert len(rows_of(train_dir / "bad_examples.csv")) == 3
+    flags = [f"--train_dir={train_dir}", "--bad_examples=skip"]
+    run_script("eval", *flags, "--run_once", f"--eval_data_pattern={pattern}")
+    run_script("inference", *flags, f"--input_data_pattern={pattern}")
+    assert len(rows_of(train_dir / "predictions.csv")) == 1 + 28
+    assert len(rows_of(train_dir / "predictions.csv.bad_examples.csv")) == 3
+
+
+BAD_TRAINING = {
+    "no such file": (["--train_data_pattern=/nowhere/*"], "--train_data_pattern=/nowhere/*: matches no file"),
+    "a folder": (["--train_data_pattern={shards}"], "is a folder; write --train_data_pattern='{shards}/*'"),
+    "unknown model": (["--model=Logistc"], "--model=Logistc: no such class in cvd_models.py; did you mean Logistic"),
+    "not a model": (["--model=ops"], "--model=ops: it is not a subclass of models.BaseModel; available: Logistic"),
+    "unknown loss": (["--label_loss=hingeloss"], "did you mean HingeLoss?"),
+    "not a loss": (["--label_loss=UserError"], "it is not a subclass of losses.BaseLoss"),
+    "unknown optimizer": (["--optimizer=Adm"], "--optimizer=Adm: no such optimizer; did you mean Adam?"),
+    "batch size": (["--batch_size=0"], "--batch_size=0"),
+    "epochs": (["--num_epochs=-1"], "--num_epochs=-1"),
+    "no number": (["--batch_size=many"], "--batch_size=many"),
+    "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
+    "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
+    "schedule": (["--learning_rate_schedule=cosin"], "should be one of <exponential|cosine|constant>"),
+    "no JSON": (["--model_params={{num_mixtures: 4"], "--model_params={{num_mixtures: 4: not JSON"),
+    "no object": (["--model_params=4"], "--model_params=4: expected a JSON object"),
+    "parameter": (
+        ["--model=MoeModel", '--model_params={{"mixtures": 4}}'],
+        'MoeModel.create_model has no parameter "mixtures"; it takes: l2_penalty, num_mixtures',
+    ),
+    "loss parameter": (['--loss_params={{"b": 4}}'], 'CrossEntropyLoss.calculate_loss has no parameter "b"'),
+    "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
+    "photos": (["--train_data_pattern={photos}/*.jpg"], "is not a TFRecord file"),
+    "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
+    "other model": (["--train_dir={trained}", "--model=MoeModel"], "has model=LogisticModel; give the same to go on"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_input_of_train(fails_in_one_line, shards, trained, tmp_path, case):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    flags, said = BAD_TRAINING[case]
+    names = {"shards": shards, "photos": tmp_path, "trained": trained}
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    defaults = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}/model"]
+    line = fails_in_one_line("train", *defaults, *(flag.format(**names) for flag in flags))
+    assert said.format(**names) in line
+    assert not list(tmp_path.rglob("model.ckpt*"))
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+
+
+def test_bad_input_of_eval_inference_and_export(fails_in_one_line, shards, trained, tmp_path):
+    good = f"--train_dir={trained}"
+    pattern = f"--eval_data_pattern={shards}/validation-*"
+    for script in ("eval", "inference", "export_model"):
+        line = fails_in_one_line(script, f"--train_dir={tmp_path}/none")
+        assert "holds no model (no model_flags.json); train one with train.py first" in line
+    assert "holds no checkpoint" in fails_in_one_line(
+        "eval", f"--train_dir={_without_checkpoint(trained, tmp_path)}", "--run_once"
+    )
+    assert "was trained with model=LogisticModel" in fails_in_one_line("eval", good, pattern, "--model=MoeModel")
+    unlabelled = f"--eval_data_pattern={shards}/test-*"
+    assert "it has no image/class/label" in fails_in_one_line("eval", good, unlabelled, "--run_once")
+    nothing = "--input_data_pattern=/nowhere/*.jpg"
+    assert "matches no file" in fails_in_one_line("inference", good, nothing)
+    inputs = f"--input_data_pattern={shards}/test-*"
+    line = fails_in_one_line("inference", good, inputs, f"--output_file={tmp_path}/gone/out.csv")
+    assert f"--output_file={tmp_path}/gone/out.csv: the folder {tmp_path}/gone does not exist" in line
+    assert "is a folder" in fails_in_one_line("inference", good, inputs, f"--output_file={tmp_path}")
+
+
+def _without_checkpoint(trained, tmp_path):
+    folder = tmp_path / "flags_only"
+    folder.mkdir()
+    shutil.copy(trained / "model_flags.json", folder)
+    return folder
+
+
+def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tmp_path):
+    pattern = write_shards(tmp_path / "shards", num_examples=30, num_shards=1, bad=(20,))
+    output = tmp_path / "out.csv"
+    output.write_text("older\n")
+    flags = [f"--train_dir={trained}", f"--input_data_pattern={pattern}", f"--output_file={output}", "--batch_size=4"]
+    line = fails_in_one_line("inference", *flags)
+    assert "train-00000-of-00001: record 20 (cat.20.jpg): its picture cannot be decoded" in line
+    assert output.read_text() == "older\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "shards"]
+    (tmp_path / "x.jpg").write_bytes(jpeg()[:200])
+    line = fails_in_one_line("inference", flags[0], f"--input_data_pattern={tmp_path}/*.jpg", flags[2])
+    assert "x.jpg: not a JPEG, PNG, GIF or BMP that can be decoded" in line
+    assert output.read_text() == "older\n"

@@ -1,0 +1,135 @@
+"""The training step against the 2017 graph, its loop, and what train_dir may hold."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cats_vs_dogs import optimizers, train
+from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.utils import UserError
+
+
+def spec(**changes):
+    values = {
+        "model": "LogisticModel",
+        "model_params": {},
+        "label_loss": "CrossEntropyLoss",
+        "loss_params": {},
+        "image_size": 8,
+        "resize_method": "area",
+    }
+    return ModelSpec(**{**values, **changes})
+
+
+def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False):
+    optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate)
+    optimizer.build(classifier.model.trainable_variables)
+    return train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, clip_gradient_norm, jit_compile)
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 8])
+def test_forty_steps_of_2017(golden, steps_at_once):
+    images = golden["train_images_uint8"].astype(np.float32) / 127.5 - 1
+    labels = golden["train_labels"].astype(np.int32)
+    classifier = Classifier(spec())
+    kernel, bias = classifier.model.weights
+    kernel.assign(golden["train_initial_weights"])
+    bias.assign(golden["train_initial_bias"])
+    rate = optimizers.LearningRate(0.01, 32, "exponential", decay=0.5, decay_examples=320)
+    trainer = trainer_for(classifier, rate)
+    ids = np.full((40, 32), b"")
+    batches = iter(tf.data.Dataset.from_tensor_slices((ids, images, labels)))
+    losses = [trainer.run_steps(batches, steps_at_once).label_loss for _ in range(40 // steps_at_once)]
+    expected = golden["train_losses"][steps_at_once - 1 :: steps_at_once]
+    np.testing.assert_allclose(losses, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(kernel.numpy(), golden["train_final_weights"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(bias.numpy(), golden["train_final_bias"], atol=1e-5, rtol=0)
+
+
+def random_batches(num_batches, batch_size=16, size=8):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_batches * batch_size, size, size, 3)).astype(np.uint8)
+    labels = rng.integers(0, 2, (num_batches * batch_size, 1)).astype(np.int32)
+    ids = np.full(len(labels), b"")
+    return iter(tf.data.Dataset.from_tensor_slices((ids, images, labels)).batch(batch_size))
+
+
+def test_gradients_are_clipped_variable_by_variable():
+    changes = {}
+    for norm in (0.0, 1e-3):
+        classifier = Classifier(spec())
+        before = [weight.numpy() for weight in classifier.model.weights]
+        optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(1.0, 16, "constant"))
+        optimizer.build(classifier.model.trainable_variables)
+        trainer = train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 0.0, norm, False)
+        trainer.run_steps(random_batches(1), 1)
+        changes[norm] = [w.numpy() - b for w, b in zip(classifier.model.weights, before, strict=True)]
+    for free, clipped in zip(changes[0.0], changes[1e-3], strict=True):
+        assert np.linalg.norm(clipped) == pytest.approx(1e-3, rel=1e-3)
+        np.testing.assert_allclose(clipped, free * 1e-3 / np.linalg.norm(free), rtol=1e-3, atol=1e-7)
+
+
+def test_xla_gives_the_same():
+    weights = []
+    for jit_compile in (False, True):
+        classifier = Classifier(spec(model="MoeModel"))
+        trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 16), jit_compile=jit_compile)
+        trainer.run_steps(random_batches(4), 4)
+        weights.append([weight.numpy() for weight in classifier.model.weights])
+    for plain, compiled in zip(*weights, strict=True):
+        np.testing.assert_allclose(plain, compiled, atol=1e-5)
+
+
+def test_same_seed_same_weights():
+    first, same, other = (Classifier(spec(), seed).model.weights[0].numpy() for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_nothing_due_is_passed():
+    periods = train.Periods(log=10, export=25, save=0)
+    step, stops = 0, []
+    while step < 63:
+        step += periods.steps_until_due(step, 63)
+        stops.append(step)
+    assert stops == [10, 20, 25, 30, 40, 50, 60, 63]
+    assert train.Periods(log=10, export=0, save=0).steps_until_due(7, 8) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_training(loss):
+    with pytest.raises(UserError, match="between step 10 and step 20.*--base_learning_rate"):
+        train.check_finite(train.StepOutputs(loss, 0.0, [], [], []), 10, 20)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    train_dir = str(tmp_path / "model")
+    train.prepare_train_dir(train_dir, spec(), start_new_model=False)
+    train.prepare_train_dir(train_dir, spec(), start_new_model=False)
+    with pytest.raises(UserError, match="--model=MoeModel: the model in .* has model=LogisticModel"):
+        train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
+    with pytest.raises(UserError, match="--image_size=16: .* has image_size=8"):
+        train.prepare_train_dir(train_dir, spec(image_size=16), start_new_model=False)
+    train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=True)
+    train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
+
+
+def test_start_new_model_deletes_nothing_that_is_not_the_kits(tmp_path):
+    train.prepare_train_dir(str(tmp_path), spec(), start_new_model=False)
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(UserError, match="such as thesis.doc; nothing was deleted"):
+        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=True)
+    assert (tmp_path / "model_flags.json").exists()
+    (tmp_path / "thesis.doc").unlink()
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").mkdir()
+    with pytest.raises(UserError, match="such as export/mine"):
+        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=True)
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    tf.train.Checkpoint(v=tf.Variable(1.0)).save(str(tmp_path / "model.ckpt"))
+    with pytest.raises(UserError, match="holds checkpoints that are not of this kit"):
+        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=False)
