@@ -1,0 +1,157 @@
+"""Tests of the converter from JSON predictions to the CSV, on lines of the three shapes that it reads."""
+
+import base64
+import json
+import time
+
+import pytest
+from conftest import jpeg
+
+from cats_vs_dogs import convert_prediction_from_json_to_csv as converter
+from cats_vs_dogs import tfrecords
+from cats_vs_dogs.utils import UserError
+
+
+def line_2017(image_id, indexes, values):
+    return json.dumps({"image_id": image_id, "class_indexes": indexes, "predictions": values})
+
+
+def line_vertex(image_id, indexes, values):
+    prediction = {"image_id": image_id, "class_indexes": indexes, "predictions": values}
+    return json.dumps({"instance": record(image_id), "prediction": prediction})
+
+
+def line_one_output(image_id, prediction):
+    return json.dumps({"instance": record(image_id), "prediction": prediction})
+
+
+def record(image_id):
+    return {"b64": base64.b64encode(tfrecords.make_example(jpeg(), image_id, None)).decode()}
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Returns a function that writes files of lines and returns the CSV of them."""
+
+    def run(files, output_column="category"):
+        for name, lines in files.items():
+            (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        output = tmp_path / "out.csv"
+        converter.convert(str(tmp_path / "prediction.*"), str(output), output_column)
+        return output.read_text(encoding="utf-8")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line_2017("a.jpg", [0, 1], [0.25, 0.75]),
+        line_2017("a.jpg", [1, 0], [0.75, 0.25]),
+        line_2017("a.jpg", [1], [0.75]),
+        line_2017("a.jpg", [0], [0.25]),
+        line_2017("a.jpg", 1, 0.75),
+        line_2017(["a.jpg"], [[0, 1]], [[0.25, 0.75]]),
+        line_vertex("a.jpg", [0, 1], [0.25, 0.75]),
+        line_vertex("a.jpg", [1, 0], [0.75, 0.25]),
+        line_one_output("a.jpg", [0.25, 0.75]),
+        line_one_output("a.jpg", [[0.25, 0.75]]),
+        line_one_output("a.jpg", [0.75]),
+        line_one_output("a.jpg", 0.75),
+    ],
+)
+def test_every_shape_gives_id_and_probability_of_dog(line):
+    assert converter.parse_line(line) == ("a.jpg", 0.75)
+
+
+def test_rows_keep_the_order_of_files_and_lines(convert):
+    files = {
+        "prediction.results-00001-of-00002": [line_2017("1.jpg", [0, 1], [0.1, 0.9])],
+        "prediction.results-00000-of-00002": [
+            line_2017("9.jpg", [0, 1], [0.9, 0.1]),
+            "",
+            line_2017("half.jpg", [0, 1], [0.5, 0.5]),
+        ],
+        "prediction.errors_stats-00000-of-00001": ["this is no JSON"],
+    }
+    assert convert(files) == "Id,Category\n9.jpg,0\nhalf.jpg,0\n1.jpg,1\n"
+
+
+def test_probability_column_and_quotes(convert):
+    lines = [line_vertex('고양이, "나비".jpg', [0, 1], [0.75, 0.25]), line_vertex("b.jpg", [1], [1.0000001])]
+    expected = 'Id,Probability\n"고양이, ""나비"".jpg",0.250000\nb.jpg,1.000000\n'
+    assert convert({"prediction.results-0": lines}, "probability") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image_id": "a"', "not JSON"),
+        ("\ufffd", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ('{"class_indexes": [0, 1], "predictions": [0.5, 0.5]}', '"image_id" is missing'),
+        ('{"image_id": "b", "predictions": [0.5, 0.5]}', '"class_indexes" is missing'),
+        ('{"image_id": "b", "class_indexes": [0, 1]}', '"predictions" is missing'),
+        ('{"prediction": [0.5, 0.5]}', '"instance" is missing'),
+        ('{"instance": "b.jpg", "prediction": [0.5, 0.5]}', '"b64" is missing'),
+        ('{"instance": {"b64": "!"}, "prediction": [0.5, 0.5]}', "cannot be read"),
+        ('{"instance": {"b64": "AAAA"}, "prediction": [0.5, 0.5]}', "cannot be read"),
+        ('{"instance": {"b64": ""}, "prediction": [0.5, 0.5]}', "no image/filename"),
+        (line_one_output("b", [0.2, 0.3, 0.5]), "class_indexes has 1 values and predictions 3"),
+        (line_one_output("b", "dog"), "expected probabilities"),
+        (line_2017(7, [0, 1], [0.5, 0.5]), "image_id: expected a text, not 7"),
+        (line_2017("\ud800", [0, 1], [0.5, 0.5]), "surrogates"),
+        (line_2017("b", [0, 1], [0.5]), "class_indexes has 2 values and predictions 1"),
+        (line_2017("b", [0.5, 0.5], [0, 1]), "class_indexes: expected"),
+        (line_2017("b", [1, 1], [0.5, 0.5]), "class_indexes: expected"),
+        (line_2017("b", [0, 2], [0.5, 0.5]), "class_indexes: expected"),
+        (line_2017("b", [False, True], [0.5, 0.5]), "class_indexes: expected"),
+        (line_2017("b", [], []), "class_indexes: expected"),
+        (line_2017("b", [0, 1], [float("nan"), 0.5]), "from 0 to 1, not NaN"),
+        (line_2017("b", [0, 1], ["0.5", 0.5]), "from 0 to 1"),
+        (line_2017("b", [1], [3.2]), "from 0 to 1, not 3.2"),
+        ('{"instance": {"b64": ""}, "error": {"status": "x", "message": "too big"}}', "too big"),
+        (line_2017("a", [0, 1], [0.5, 0.5]), "a second time"),
+    ],
+)
+def test_an_unreadable_line_is_named_and_nothing_is_written(convert, tmp_path, line, message):
+    (tmp_path / "out.csv").write_text("older")
+    with pytest.raises(UserError) as error:
+        convert({"prediction.results-0": [line_2017("a", [0, 1], [0.5, 0.5]), line]})
+    assert f"{tmp_path / 'prediction.results-0'}, line 2: " in str(error.value)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 500
+    assert (tmp_path / "out.csv").read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "prediction.results-0"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"prediction.results-0": [""]}, "hold no prediction"),
+        ({"prediction.errors_stats-0": ["x"]}, "matches only prediction.errors_stats files"),
+        ({}, "matches no file"),
+    ],
+)
+def test_no_rows_is_an_error(convert, tmp_path, files, message):
+    with pytest.raises(UserError, match=message):
+        convert(files)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_many_lines_are_quick(convert):
+    lines = [line_2017(f"{i}.jpg", [0, 1], [0.25, 0.75]) for i in range(100_000)]
+    start = time.perf_counter()
+    assert convert({"prediction.results-0": lines}).count("\n") == 100_001
+    assert time.perf_counter() - start < 20  # Takes a second or two.
+
+
+def test_the_script(run_script, fails_in_one_line, tmp_path):
+    (tmp_path / "prediction.results-0").write_text(line_2017("a.jpg", [0, 1], [0.4, 0.6]) + "\n")
+    script, pattern = "convert_prediction_from_json_to_csv", f"--json_prediction_files_pattern={tmp_path}/pred*"
+    process = run_script(script, pattern, f"--csv_output_file={tmp_path}/out.csv")
+    assert (tmp_path / "out.csv").read_text() == "Id,Category\na.jpg,1\n"
+    assert "1 predictions written" in process.stderr
+    assert "--csv_output_file is empty" in fails_in_one_line(script, pattern)
+    assert "--json_prediction_files_pattern is empty" in fails_in_one_line(script)
