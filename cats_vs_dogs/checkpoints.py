@@ -159,15 +159,13 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> None:
         )
 
 
-def delete_training(train_dir: str) -> None:
-    """Deletes what the kit wrote into a train_dir, for --start_new_model.
+def own_files(train_dir: str) -> list[str]:
+    """Returns the paths of what the kit wrote into a train_dir, which --start_new_model deletes.
 
     Raises:
-        UserError: if there is anything else in it; then nothing is deleted.
+        UserError: if there is anything else in it.
     """
     gfile = tf.io.gfile
-    if not gfile.exists(train_dir):
-        return
     names = []
     for name in gfile.listdir(train_dir):
         name = name.rstrip("/")
@@ -182,6 +180,14 @@ def delete_training(train_dir: str) -> None:
             f"--start_new_model: --train_dir={train_dir} holds files that the kit did not write, such as {foreign[0]}; "
             "nothing was deleted; move them away, or name another train_dir"
         )
-    for name in names:
-        path = os.path.join(train_dir, name)
-        (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
+    return [os.path.join(train_dir, name) for name in names]
+
+
+def delete_training(train_dir: str) -> None:
+    """Deletes what the kit wrote into a train_dir.
+
+    Raises:
+        UserError: if there is anything else in it; then nothing is deleted.
+    """
+    for path in own_files(train_dir):
+        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)

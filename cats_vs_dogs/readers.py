@@ -416,6 +416,16 @@ def named_picture_errors(reader: CatsVsDogsTestFeatureReader, files: Sequence[st
         raise UserError(f"{bad}: not a JPEG, PNG, GIF or BMP that can be decoded; mend or remove it") from None
 
 
+def check_first_example(reader: BaseReader, files: Sequence[str]) -> None:
+    """Reads the very first record, to notice shards of the wrong kind before anything else is done.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    with named_errors(reader, files[:1]):
+        next(iter(make_dataset(reader, files[:1], batch_size=1)))
+
+
 def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, files: Sequence[str]) -> Iterator[str]:
     """Yields the picture files that cannot be decoded."""
     decode = tf.function(reader.decode_images, input_signature=[tf.TensorSpec([1], tf.string)])

@@ -255,6 +255,45 @@ class Trainer:
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many steps there are, and how many examples they take. The last step of an epoch may take fewer.
+
+    Attributes:
+        num_examples: examples in an epoch.
+        batch_size: examples a step, over all devices.
+        num_epochs: passes over the data.
+        max_steps: the step to stop at, even before; None: no limit.
+    """
+
+    num_examples: int
+    batch_size: int
+    num_epochs: int
+    max_steps: int | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, its last one perhaps smaller."""
+        return -(-self.num_examples // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """The step to stop at."""
+        return min(self.num_epochs * self.steps_per_epoch, self.max_steps or sys.maxsize)
+
+    def examples_at(self, step: int) -> int:
+        """Returns how many examples have been seen when `step` steps are done."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.num_examples + min(steps * self.batch_size, self.num_examples)
+
+    def __str__(self) -> str:
+        epochs = self.examples_at(self.total_steps) / self.num_examples
+        return (
+            f"{self.num_examples:,} examples, {self.total_steps:,} steps = {epochs:.4g} epochs of "
+            f"{self.steps_per_epoch:,} steps."
+        )
+
+
 class Report:
     """Log lines and TensorBoard summaries of training.
 
@@ -262,7 +301,7 @@ class Report:
         train_dir: where the event file goes.
         classifier: its weights are shown as histograms.
         learning_rate: function from the number of steps done to the learning rate of the next.
-        examples_at: function from a step to the number of examples seen by then.
+        plan: how many examples the steps take.
         start_step: the step that training goes on from.
     """
 
@@ -271,13 +310,13 @@ class Report:
         train_dir: str,
         classifier: Classifier,
         learning_rate: Callable[[int], tf.Tensor],
-        examples_at: Callable[[int], int],
+        plan: Plan,
         start_step: int,
     ):
         self._writer = tf.summary.create_file_writer(train_dir)
         self._classifier = classifier
         self._learning_rate = learning_rate
-        self._examples_at = examples_at
+        self._plan = plan
         self._last_step, self._last_seconds = start_step, 0.0
 
     def log_step(self, step: int, outputs: StepOutputs, seconds: float) -> None:
@@ -297,7 +336,7 @@ class Report:
         hit_at_one = eval_util.calculate_hit_at_one(probabilities, labels)
         perr = eval_util.calculate_precision_at_equal_recall_rate(both_probabilities, both_labels)
         gap = eval_util.calculate_gap(both_probabilities, both_labels)
-        num_examples = self._examples_at(step) - self._examples_at(self._last_step)
+        num_examples = self._plan.examples_at(step) - self._plan.examples_at(self._last_step)
         examples_per_second = num_examples / max(seconds - self._last_seconds, 1e-9)
         self._last_step, self._last_seconds = step, seconds
         logging.info(
@@ -391,28 +430,27 @@ def check_finite(outputs: StepOutputs, last_step: int, step: int) -> None:
         )
 
 
-def prepare_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> None:
-    """Makes train_dir ready for a new model, or makes sure that the model in it is this one.
+def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> None:
+    """Makes sure that train_dir can be used for a model, before anything in it is changed.
 
     Args:
         train_dir: where to train.
         spec: the model to train.
-        start_new_model: whether to delete a model that is there.
+        start_new_model: whether a model that is there will be deleted.
 
     Raises:
         UserError: if it cannot be written to, holds another model, or may not be deleted.
     """
     utils.make_folder(train_dir, "train_dir")
     if start_new_model:
-        logging.info("Flag 'start_new_model' is set. Building a new model.")
-        checkpoints.delete_training(train_dir)
+        checkpoints.own_files(train_dir)
+        return
     if not tf.io.gfile.exists(checkpoints.model_flags_path(train_dir)):
         if tf.train.latest_checkpoint(train_dir):
             raise utils.UserError(
                 f"--train_dir={train_dir}: holds checkpoints that are not of this kit (no model_flags.json); name "
                 "another train_dir"
             )
-        checkpoints.save_spec(train_dir, spec)
         return
     stored = checkpoints.load_spec(train_dir)
     for field in dataclasses.fields(ModelSpec):
@@ -460,74 +498,79 @@ def main() -> None:
     )
     spec.classes()  # Wrong names are said before anything is read or written.
     optimizers.check_name(FLAGS.optimizer)
+    check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
     tf.debugging.set_log_device_placement(FLAGS.log_device_placement)
 
-    # The data: which shards, how many examples.
+    # The data.
     pattern = FLAGS.train_data_pattern or sample_data.pattern("train")
     if not FLAGS.train_data_pattern:
         logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
-    files = utils.list_files(pattern, "train_data_pattern")
-    records = {path: tfrecords.count_records(path) for path in files}
+    records = {path: tfrecords.count_records(path) for path in utils.list_files(pattern, "train_data_pattern")}
     reader = readers.CatsVsDogsFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
-    prepare_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
     bad_records = {}
     if FLAGS.bad_examples == "skip":
         bad_records = readers.list_bad_examples(reader, records, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
-    num_examples = sum(records.values()) - sum(map(len, bad_records.values()))
+    else:
+        readers.check_first_example(reader, list(records))
 
-    # The steps.
+    # The model, and how many steps it trains.
     strategy = distribution.make_strategy()
-    global_batch_size = FLAGS.batch_size * strategy.num_replicas_in_sync
-    steps_per_epoch = -(-num_examples // global_batch_size)
-    total_steps = min(FLAGS.num_epochs * steps_per_epoch, FLAGS.max_steps or sys.maxsize)
+    plan = Plan(
+        num_examples=sum(records.values()) - sum(map(len, bad_records.values())),
+        batch_size=FLAGS.batch_size * strategy.num_replicas_in_sync,
+        num_epochs=FLAGS.num_epochs,
+        max_steps=FLAGS.max_steps,
+    )
     learning_rate = optimizers.LearningRate(
         FLAGS.base_learning_rate,
-        global_batch_size,
+        plan.batch_size,
         FLAGS.learning_rate_schedule,
         FLAGS.learning_rate_decay,
         FLAGS.learning_rate_decay_examples,
         FLAGS.warmup_examples,
-        total_steps,
+        plan.total_steps,
     )
-
-    def examples_at(step: int) -> int:
-        epochs, steps = divmod(step, steps_per_epoch)
-        return epochs * num_examples + min(steps * global_batch_size, num_examples)
-
-    # The model, from its newest checkpoint if there is one.
     with strategy.scope():
         classifier = Classifier(spec, FLAGS.seed)
         optimizer = optimizers.make_optimizer(FLAGS.optimizer, learning_rate)
         optimizer.build(classifier.model.trainable_variables)
+
+    # Nothing in train_dir was changed up to here; now all that can be known to be wrong is known.
+    if FLAGS.start_new_model:
+        logging.info("Flag 'start_new_model' is set. Building a new model.")
+        checkpoints.delete_training(FLAGS.train_dir)
+    with strategy.scope():
         checkpoint = checkpoints.TrainingCheckpoint(FLAGS.train_dir, classifier, optimizer, FLAGS.keep_checkpoints)
     restored = checkpoint.restore_latest()
     start_step = int(checkpoint.step)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
     flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
+    checkpoints.save_spec(FLAGS.train_dir, spec)
     write_run_record(FLAGS.train_dir, flag_values, records, num_parameters)
 
     logging.info(f"{spec.model}: {num_parameters:,} parameters.")
-    logging.info("Number of training files: %d.", len(files))
-    logging.info("Using batch size of %d for training.", global_batch_size)
-    logging.info(
-        f"{num_examples:,} examples, {total_steps:,} steps = {examples_at(total_steps) / num_examples:g} epochs of "
-        f"{steps_per_epoch:,} steps."
-    )
+    logging.info("Number of training files: %d.", len(records))
+    logging.info("Using batch size of %d for training.", plan.batch_size)
+    logging.info(str(plan))
     logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
+    if start_step >= plan.total_steps:
+        logging.info(
+            "Nothing left to train: the model is at step %d of %d. Raise --num_epochs, or pass --start_new_model.",
+            *(start_step, plan.total_steps),
+        )
 
     batches = readers.make_training_dataset(
         reader,
-        files,
-        num_examples,
-        global_batch_size,
+        list(records),
+        plan.num_examples,
+        plan.batch_size,
         FLAGS.seed,
         FLAGS.num_epochs,
         start_step,
         FLAGS.num_readers,
         bad_records,
     )
-    use_xla = {"on": True, "off": False, "auto": bool(tf.config.list_logical_devices("GPU"))}[FLAGS.jit_compile]
-    trainer = Trainer(classifier, optimizer, strategy, FLAGS.regularization_penalty, FLAGS.clip_gradient_norm, use_xla)
+    has_gpu = bool(tf.config.list_logical_devices("GPU"))
     exporter = export_model.ModelExporter(classifier)
 
     def export(step: int) -> None:
@@ -535,30 +578,39 @@ def main() -> None:
         logging.info("Exporting the model at step %d to %s.", step, model_dir)
         exporter.export_model(model_dir)
 
-    with readers.named_errors(reader, files):
+    with readers.named_errors(reader, list(records)):
         train_loop(
-            trainer,
+            Trainer(
+                classifier,
+                optimizer,
+                strategy,
+                FLAGS.regularization_penalty,
+                FLAGS.clip_gradient_norm,
+                jit_compile={"on": True, "off": False, "auto": has_gpu}[FLAGS.jit_compile],
+            ),
             iter(strategy.experimental_distribute_dataset(batches)),
             checkpoint,
-            Report(FLAGS.train_dir, classifier, learning_rate, examples_at, start_step),
+            Report(FLAGS.train_dir, classifier, learning_rate, plan, start_step),
             export,
-            total_steps,
+            plan.total_steps,
             Periods(FLAGS.log_steps, FLAGS.export_model_steps, FLAGS.save_checkpoint_secs),
         )
-    if start_step >= total_steps:
-        logging.info(
-            "Nothing left to train: the model is at step %d of %d. Raise --num_epochs, or pass --start_new_model.",
-            *(start_step, total_steps),
-        )
-    logging.info("Done training. The model is in %s. How to go on:", FLAGS.train_dir)
+    log_next_commands(FLAGS.train_dir, FLAGS["train_dir"].using_default_value)
+
+
+def log_next_commands(train_dir: str, is_default: bool) -> None:
+    """Says what to type next.
+
+    Args:
+        train_dir: where the model is.
+        is_default: whether the other scripts look there by default.
+    """
+    logging.info("Done training. The model is in %s. How to go on:", train_dir)
+    folder = os.path.dirname(sys.argv[0])
     for script in ("eval.py --run_once", "inference.py"):
-        logging.info("  python %s%s", os.path.join(os.path.dirname(sys.argv[0]), script), _train_dir_argument())
-    logging.info("  tensorboard --logdir=%s", FLAGS.train_dir)
-
-
-def _train_dir_argument() -> str:
-    """The --train_dir flag for the next command, empty where the default does."""
-    return "" if FLAGS["train_dir"].using_default_value else f" --train_dir={FLAGS.train_dir}"
+        command = os.path.join(folder, script) + ("" if is_default else f" --train_dir={train_dir}")
+        logging.info("  python %s", command)
+    logging.info("  tensorboard --logdir=%s", train_dir)
 
 
 if __name__ == "__main__":

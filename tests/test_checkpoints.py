@@ -105,3 +105,23 @@ def test_no_model_no_checkpoint_damaged_flags(tmp_path):
     path.write_text(json.dumps({"model": "LogisticModel"}))
     with pytest.raises(UserError, match="must have exactly the keys"):
         checkpoints.load_spec(train_dir)
+
+
+def test_only_what_the_kit_wrote_is_deleted(tmp_path):
+    _, _, checkpoint = training_checkpoint(tmp_path, SPEC)
+    checkpoint.save()
+    checkpoints.save_spec(str(tmp_path), SPEC)
+    (tmp_path / "export" / "step_3" / "variables").mkdir(parents=True)
+    thesis = tmp_path / "thesis.doc"
+    thesis.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="such as thesis.doc; nothing was deleted"):
+        checkpoints.delete_training(str(tmp_path))
+    thesis.rename(tmp_path / "export" / "thesis.doc")
+    with pytest.raises(UserError, match="such as export/thesis.doc"):
+        checkpoints.delete_training(str(tmp_path))
+    (tmp_path / "export" / "thesis.doc").rename(thesis)
+    assert sorted(tmp_path.rglob("*")) == before
+    thesis.unlink()
+    checkpoints.delete_training(str(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "export"]

@@ -269,6 +269,14 @@ BAD_TRAINING = {
     "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
     "photos": (["--train_data_pattern={photos}/*.jpg"], "is not a TFRecord file"),
     "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
+    "new model that cannot be built": (
+        ["--train_dir={trained}", "--start_new_model", "--model=MoeModel", '--model_params={{"nix": 1}}'],
+        'has no parameter "nix"',
+    ),
+    "new model on bad data": (
+        ["--train_dir={trained}", "--start_new_model", "--train_data_pattern={shards}/test-*"],
+        "test shards cannot be used here",
+    ),
     "other model": (["--train_dir={trained}", "--model=MoeModel"], "has model=LogisticModel; give the same to go on"),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cats_vs_dogs import optimizers, train
+from cats_vs_dogs import checkpoints, optimizers, train
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.utils import UserError
 
@@ -106,30 +106,26 @@ def test_a_loss_that_is_no_number_stops_training(loss):
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     train_dir = str(tmp_path / "model")
-    train.prepare_train_dir(train_dir, spec(), start_new_model=False)
-    train.prepare_train_dir(train_dir, spec(), start_new_model=False)
+    train.check_train_dir(train_dir, spec(), start_new_model=False)
+    checkpoints.save_spec(train_dir, spec())
+    train.check_train_dir(train_dir, spec(), start_new_model=False)
     with pytest.raises(UserError, match="--model=MoeModel: the model in .* has model=LogisticModel"):
-        train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
+        train.check_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
     with pytest.raises(UserError, match="--image_size=16: .* has image_size=8"):
-        train.prepare_train_dir(train_dir, spec(image_size=16), start_new_model=False)
-    train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=True)
-    train.prepare_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
-
-
-def test_start_new_model_deletes_nothing_that_is_not_the_kits(tmp_path):
-    train.prepare_train_dir(str(tmp_path), spec(), start_new_model=False)
-    (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(UserError, match="such as thesis.doc; nothing was deleted"):
-        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=True)
-    assert (tmp_path / "model_flags.json").exists()
-    (tmp_path / "thesis.doc").unlink()
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "mine").mkdir()
-    with pytest.raises(UserError, match="such as export/mine"):
-        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=True)
+        train.check_train_dir(train_dir, spec(image_size=16), start_new_model=False)
+    train.check_train_dir(train_dir, spec(model="MoeModel"), start_new_model=True)
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     tf.train.Checkpoint(v=tf.Variable(1.0)).save(str(tmp_path / "model.ckpt"))
     with pytest.raises(UserError, match="holds checkpoints that are not of this kit"):
-        train.prepare_train_dir(str(tmp_path), spec(), start_new_model=False)
+        train.check_train_dir(str(tmp_path), spec(), start_new_model=False)
+
+
+def test_steps_and_examples():
+    plan = train.Plan(num_examples=21, batch_size=8, num_epochs=3, max_steps=None)
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 9)
+    assert [plan.examples_at(step) for step in range(7)] == [0, 8, 16, 21, 29, 37, 42]
+    assert str(plan) == "21 examples, 9 steps = 3 epochs of 3 steps."
+    assert train.Plan(21, 8, 3, max_steps=4).total_steps == 4
+    assert train.Plan(5, 8, 3, None).steps_per_epoch == 1
