@@ -3,7 +3,7 @@
     python cats_vs_dogs/convert_prediction_from_json_to_csv.py \\
         --json_prediction_files_pattern='/tmp/batch/prediction-*/prediction.results-*' --csv_output_file=/tmp/out.csv
 
-It reads the lines of batch_predict.py and of the 2017 service
+It reads the lines of the 2017 service
     {"image_id": "a.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}
 and those of Vertex AI, where "prediction" holds such an object, or bare probabilities if the model has one output:
     {"instance": {"b64": "<the record>"}, "prediction": [0.2, 0.8]}

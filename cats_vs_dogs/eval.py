@@ -120,7 +120,7 @@ def main() -> None:
     files = utils.list_files(pattern, "eval_data_pattern")
     eval_dir = os.path.join(FLAGS.train_dir, "eval")
     utils.make_folder(eval_dir, "train_dir")
-    reader = readers.CatsVsDogsFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
+    reader = readers.get_reader(True, spec.image_size, spec.resize_method)
     bad_records = {}
     records = {path: tfrecords.count_records(path) for path in files}
     if FLAGS.bad_examples == "skip":

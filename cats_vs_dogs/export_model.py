@@ -37,7 +37,7 @@ class ModelExporter:
 
     def __init__(self, classifier: Classifier):
         spec = classifier.spec
-        reader = readers.CatsVsDogsTestFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
+        reader = readers.get_reader(False, spec.image_size, spec.resize_method)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="example_bytes")])
         def predict(example_bytes):

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from cats_vs_dogs import checkpoints, eval_util, readers, sample_data, tfrecords, utils
-from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
+from cats_vs_dogs.classifier import Classifier
 
 FLAGS = flags.FLAGS
 
@@ -111,7 +111,7 @@ def main() -> None:
     logging.info("number of input files: %d", len(files))
     output_file = FLAGS.output_file or os.path.join(FLAGS.train_dir, "predictions.csv")
 
-    reader = readers.CatsVsDogsTestFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
+    reader = readers.get_reader(False, spec.image_size, spec.resize_method)
     with utils.write_aside(output_file, "output_file") as output:
         if readers.is_picture(files[0]):
             batches = readers.make_picture_dataset(reader, files, FLAGS.batch_size)

@@ -142,6 +142,18 @@ class CatsVsDogsFeatureReader(CatsVsDogsTestFeatureReader):
         return {**super()._feature_map(), tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64)}
 
 
+def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseReader:
+    """Returns the reader that all scripts use. To have them use one of your own, return it here.
+
+    Args:
+        is_labelled: whether it is for labelled records (training, evaluation) or not (inference, export).
+        image_size: height and width of the images, pixels.
+        resize_method: see `decode_and_resize`.
+    """
+    reader_class = CatsVsDogsFeatureReader if is_labelled else CatsVsDogsTestFeatureReader
+    return reader_class(image_size=image_size, resize_method=resize_method)
+
+
 def _prepare_function(reader: BaseReader):
     """The reader's function for batches; the one that keeps uint8 unless a subclass has its own way to prepare."""
     if type(reader).prepare_serialized_examples is CatsVsDogsTestFeatureReader.prepare_serialized_examples:

@@ -34,7 +34,7 @@ from cats_vs_dogs import (
     tfrecords,
     utils,
 )
-from cats_vs_dogs.classifier import NUM_CLASSES, Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier, ModelSpec
 
 FLAGS = flags.FLAGS
 
@@ -506,7 +506,7 @@ def main() -> None:
     if not FLAGS.train_data_pattern:
         logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
     records = {path: tfrecords.count_records(path) for path in utils.list_files(pattern, "train_data_pattern")}
-    reader = readers.CatsVsDogsFeatureReader(NUM_CLASSES, spec.image_size, spec.resize_method)
+    reader = readers.get_reader(True, spec.image_size, spec.resize_method)
     bad_records = {}
     if FLAGS.bad_examples == "skip":
         bad_records = readers.list_bad_examples(reader, records, os.path.join(FLAGS.train_dir, "bad_examples.csv"))

@@ -1,0 +1,110 @@
+"""Every command and every piece of code in the READMEs is run."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
+
+
+def blocks(text, language):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [code for name, code in fenced if name == language]
+
+
+def test_both_readmes_have_the_same_commands_code_tables_and_links():
+    korean, english = READMES.values()
+    for language in ("sh", "python", ""):
+        assert blocks(korean, language) == blocks(english, language)
+    for pattern in (r"^#+ ", r"^\|", r"^\* ", r"^\d\. "):  # headings, rows, list items
+        assert len(re.findall(pattern, korean, re.MULTILINE)) == len(re.findall(pattern, english, re.MULTILINE))
+    assert set(re.findall(r"--\w+", korean)) == set(re.findall(r"--\w+", english))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name):
+    headings = re.findall(r"^#+ (.*)$", READMES[name], flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", READMES[name]):
+        if target.startswith("#"):
+            assert target[1:] in anchors
+        elif not target.startswith("https://"):
+            assert (REPOSITORY / target).exists()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_flags_and_files_named_exist(name):
+    code = "".join(path.read_text() for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"))
+    for flag in set(re.findall(r"--(\w+)", READMES[name])) - {"help", "logdir"}:
+        assert f'"{flag}"' in code, flag
+    for file in set(re.findall(r"`(\w+\.py)`", READMES[name])):
+        assert (REPOSITORY / "cats_vs_dogs" / file).exists(), file
+    for path in (REPOSITORY / "cats_vs_dogs").glob("[a-z]*.py"):
+        assert path.name in READMES[name]
+
+
+def test_the_first_commands_are_those_of_ci():
+    first, second = (block for block in blocks(READMES["README.en.md"], "sh") if "venv" in block)
+    assert first.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e . && ")
+    assert "pip install -e '.[test]' && pytest" in second
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    assert "python3 -m venv" in ci and "-e '.[test]'" in ci and ci.rstrip().endswith("pytest")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone whose user has added the code of the README to cvd_models.py and losses.py, and has data at hand."""
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs")
+    for code in blocks(READMES["README.en.md"], "python"):
+        module = "losses" if "BaseLoss" in code else "cvd_models"
+        with open(clone / "cats_vs_dogs" / f"{module}.py", "a", encoding="utf-8") as file:
+            file.write(f"\n\n{code}")
+    pictures = clone / "pictures"
+    command = [sys.executable, "cats_vs_dogs/sample_data.py", f"--output_dir={pictures}", "--as_images"]
+    subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    for number, path in enumerate(sorted((pictures / "train").iterdir())):
+        if number % 15:  # A tenth or so is enough here.
+            path.unlink()
+    for name in ("train", "test1"):
+        shutil.make_archive(str(clone / name), "zip", pictures, name)
+    (clone / "results").mkdir()
+    (clone / "results" / "prediction.results-00000-of-00001").write_text(LINE_OF_JSON)
+    return clone
+
+
+def test_every_command_works(run_script, clone):
+    """In the order of the README, in one folder, as a reader would type them."""
+    commands = "".join(blocks(READMES["README.en.md"], "sh")).splitlines()
+    ran = set()
+    for command in commands:
+        command = command.split("&& ")[-1].replace("/tmp/", f"{clone}/tmp/")
+        if command == "pytest":
+            continue
+        if command.startswith("tensorboard "):
+            command = command.replace("tensorboard ", f"{sys.executable} -m tensorboard.main --inspect ", 1)
+        else:
+            script = re.match(r"python cats_vs_dogs/(\w+)\.py", command)[1]
+            ran.add(script)
+            if script in ("train", "eval", "inference") and "--train_dir" not in command:
+                command += f" --train_dir={clone}/tmp/cvd_model"
+            command = command.replace("python", sys.executable, 1)
+        run_script("", command=["bash", "-c", command], cwd=clone)
+    scripts = {
+        path.stem for path in (clone / "cats_vs_dogs").glob("*.py") if "utils.run_script(main" in path.read_text()
+    }
+    assert ran == scripts
+    assert (clone / "submission.csv").read_text().startswith("Id,Category\n1.jpg,")
+    assert (clone / "probabilities.csv").read_text().startswith("Id,Probability\n1.jpg,0.")
+    assert (clone / "from_json.csv").read_text() == "Id,Category\n1.jpg,1\n"
+
+
+def test_the_ported_model_trains(run_script, clone):
+    command = [sys.executable, str(clone / "cats_vs_dogs" / "train.py")]
+    flags = ["--model=PortedModel", "--max_steps=2", "--batch_size=32", f"--train_dir={clone}/tmp/ported"]
+    run_script("train", *flags, command=command)
