@@ -1,8 +1,10 @@
 """What a train_dir holds: model_flags.json, checkpoints, exports, event files; writing it and reading it again."""
 
+import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -45,11 +47,23 @@ def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
     path = model_flags_path(train_dir)
     if not tf.io.gfile.exists(path):
         raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
-    fields = {field.name for field in dataclasses.fields(ModelSpec)}
+    kinds = {
+        "model": str,
+        "model_params": dict,
+        "label_loss": str,
+        "loss_params": dict,
+        "image_size": int,
+        "resize_method": str,
+    }
     stored = read_json(path)
-    if set(stored) != fields:
-        raise UserError(f"{path}: must have exactly the keys {', '.join(sorted(fields))}")
+    if {key: type(value) for key, value in stored.items()} != kinds:
+        expected = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
+        raise UserError(f"{path}: must have exactly the keys {expected}; mend it, or train anew in another train_dir")
     spec = ModelSpec(**stored)
+    try:
+        spec.classes()
+    except UserError as error:
+        raise UserError(f"{path}: {error}; put the class back, or name another train_dir") from error
     for flag, value in expected.items():
         if value is not None and value != getattr(spec, flag):
             raise UserError(
@@ -59,13 +73,27 @@ def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
     return spec
 
 
+def newest_checkpoint(train_dir: str) -> str | None:
+    """Returns the path of the newest checkpoint, such as "train_dir/model.ckpt-78"; None if there is none.
+
+    Looks at the files themselves: the text file "checkpoint" may be lost or name what is not there.
+    """
+    found = tf.io.gfile.glob(os.path.join(train_dir, "model.ckpt-*.index"))
+    paths = [path.removesuffix(".index") for path in found if re.fullmatch(r"model\.ckpt-\d+\.index", _name(path))]
+    return max(paths, key=step_of, default=None)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
 def latest_checkpoint(train_dir: str) -> str:
     """Returns the path of the newest checkpoint, such as "train_dir/model.ckpt-78".
 
     Raises:
         UserError: if there is none.
     """
-    path = tf.train.latest_checkpoint(train_dir)
+    path = newest_checkpoint(train_dir)
     if path is None:
         raise UserError(f"--train_dir={train_dir}: holds no checkpoint; train a model with train.py first")
     return path
@@ -83,8 +111,9 @@ def restore_classifier(classifier: Classifier, checkpoint_path: str) -> None:
         UserError: if the checkpoint cannot be read or is of another model.
     """
     _check_fits(classifier, checkpoint_path)
-    checkpoint = tf.train.Checkpoint(weights=_values(classifier.model.weights))
-    checkpoint.restore(checkpoint_path).expect_partial()
+    with _damage_named(checkpoint_path):
+        checkpoint = tf.train.Checkpoint(weights=_values(classifier.model.weights))
+        checkpoint.restore(checkpoint_path).expect_partial()
 
 
 class TrainingCheckpoint:
@@ -102,7 +131,9 @@ class TrainingCheckpoint:
 
     def __init__(self, train_dir: str, classifier: Classifier, optimizer: keras.optimizers.Optimizer, keep: int):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
+        self._train_dir = train_dir
         self._classifier = classifier
+        self._optimizer = optimizer
         # Plain lists, so that the names in the file do not depend on how Keras keeps its layers.
         self._checkpoint = tf.train.Checkpoint(
             step=self.step,
@@ -121,17 +152,19 @@ class TrainingCheckpoint:
         Raises:
             UserError: if the checkpoint cannot be read, or is of another model or optimizer.
         """
-        path = self._manager.latest_checkpoint
+        path = newest_checkpoint(self._train_dir)
         if path is None:
             return None
-        _check_fits(self._classifier, path)
-        try:
-            self._checkpoint.restore(path).assert_existing_objects_matched()
-        except (AssertionError, ValueError) as error:
+        shapes = _check_fits(self._classifier, path)
+        made_with = {key.split("/")[1] for key in shapes if key.startswith("optimizer/")}
+        optimizer = type(self._optimizer).__name__
+        if made_with != {optimizer}:
             raise UserError(
-                f"{path}: was not made with this optimizer; give the --optimizer it was made with, or "
-                "--start_new_model, or another --train_dir"
-            ) from error
+                f"--optimizer: {path} was made with {', '.join(made_with)}, not with {optimizer}; give the one it was "
+                "made with, or --start_new_model, or another --train_dir"
+            )
+        with _damage_named(path):
+            self._checkpoint.restore(path).assert_existing_objects_matched()
         return path
 
     def save(self) -> str:
@@ -143,12 +176,29 @@ def _values(variables: list[keras.Variable]) -> list[tf.Variable]:
     return [variable.value for variable in variables]
 
 
-def _check_fits(classifier: Classifier, checkpoint_path: str) -> None:
-    """Raises UserError unless the checkpoint has weights of just the shapes of the classifier's."""
+@contextlib.contextmanager
+def _damage_named(checkpoint_path: str) -> Iterator[None]:
+    """Turns whatever TensorFlow raises about a damaged checkpoint into one line."""
     try:
+        yield
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"{checkpoint_path}: the checkpoint is damaged or incomplete ({str(error).strip()}); delete the files "
+            f"{_name(checkpoint_path)}.* to use the one before, or train anew with --start_new_model"
+        ) from error
+
+
+def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[int]]:
+    """Makes sure that the checkpoint has weights of just the shapes of the classifier's.
+
+    Returns:
+        The shapes of everything in the checkpoint, by name.
+
+    Raises:
+        UserError: if it has others, or cannot be read.
+    """
+    with _damage_named(checkpoint_path):
         shapes = tf.train.load_checkpoint(checkpoint_path).get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise UserError(f"{checkpoint_path}: the checkpoint cannot be read: {error}") from error
     weights = classifier.model.weights
     found = [shapes.get(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i in range(len(weights))]
     num_found = sum(key.startswith("weights/") for key in shapes)
@@ -157,6 +207,7 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> None:
             f"{checkpoint_path}: its weights do not fit {classifier.spec.model} as it now is in cvd_models.py; "
             "undo the change, or train anew with --start_new_model or another --train_dir"
         )
+    return shapes
 
 
 def own_files(train_dir: str) -> list[str]:

@@ -54,6 +54,22 @@ class Classifier:
             model_class(), spec.image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params
         )
         losses.check_output_layer(self.loss, spec.model, self.model.network)
+        name = spec.label_loss
+        if loss_class.calculate_loss is losses.BaseLoss.calculate_loss:
+            raise utils.UserError(f"{name} has no calculate_loss; define calculate_loss(self, predictions, labels)")
+        self._loss_arguments = utils.accepted_arguments(
+            self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
+        )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Traces the loss once, so that a mistake in it is said at the start and in one line."""
+        size = self.spec.image_size
+        images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)
+        try:
+            tf.function(self.evaluate_batch).get_concrete_function(images, labels)
+        except Exception as error:
+            raise utils.user_code_error(self.spec.label_loss, error) from error
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
         """Returns the model's own loss if it gives one, else the label loss of its predictions; a scalar.
@@ -64,18 +80,11 @@ class Classifier:
         """
         if "loss" in outputs:
             return outputs["loss"]
-        loss = utils.call_with_accepted(
-            self.loss.calculate_loss,
-            f"{self.spec.label_loss}.calculate_loss",
-            "loss_params",
-            args=(outputs["predictions"], labels),
-            offered={},
-            asked=self.spec.loss_params,
-        )
-        if loss.shape.rank != 0:
-            raise utils.UserError(
-                f"{self.spec.label_loss}.calculate_loss must return a scalar, the mean over the batch; it returned "
-                f"a tensor of shape {loss.shape}"
+        loss = self.loss.calculate_loss(outputs["predictions"], labels, **self._loss_arguments)
+        if not isinstance(loss, tf.Tensor) or loss.shape.rank != 0 or not loss.dtype.is_floating:
+            what = f"{loss.dtype.name} {loss.shape}" if isinstance(loss, tf.Tensor) else type(loss).__name__
+            raise TypeError(
+                f"it must return a float scalar, the mean over the batch, such as tf.reduce_mean(...); got {what}"
             )
         return loss
 

@@ -620,7 +620,8 @@ def _log_summary(report: Report, output_dir: str, validation_percent: int) -> No
     else:
         script, flag, split = "inference", "input_data_pattern", "test"
     if split in report.shards:
-        logging.info("next: python cats_vs_dogs/%s.py --%s='%s'", script, flag, os.path.join(output_dir, f"{split}-*"))
+        shards = os.path.join(output_dir, f"{split}-*")
+        logging.info("next: python cats_vs_dogs/%s.py --%s='%s' --train_dir=/tmp/photo_model", script, flag, shards)
 
 
 if __name__ == "__main__":

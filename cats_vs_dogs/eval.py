@@ -35,7 +35,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("model", None, "Not needed: train_dir knows its model. One that contradicts it is an error.")
     flags.DEFINE_string("label_loss", None, "Not needed: train_dir knows it. One that contradicts it is an error.")
-    flags.DEFINE_integer("batch_size", 1024, "How many examples to process per batch.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1024, "How many examples to process per batch.", 1, 2**31 - 1)
     flags.DEFINE_integer(
         "num_readers", 8, "Kept from 2017, without effect: shards are read in order, decoding uses all cores."
     )
@@ -104,6 +104,9 @@ def evaluate(
         for name, count in confusion.items():
             tf.summary.scalar(f"Confusion/{name}", count)
     writer.flush()
+    for animal, right, wrong in (("cat", "cats_as_cats", "cats_as_dogs"), ("dog", "dogs_as_dogs", "dogs_as_cats")):
+        if confusion[right] + confusion[wrong] == 0:
+            logging.warning("there is no %s among the examples; the figures say little", animal)
     return {"step": step, "num_examples": metrics.num_examples, "map": mean_ap, **whole}
 
 
@@ -130,10 +133,13 @@ def main() -> None:
     logging.info("number of evaluation files: %d", len(files))
 
     writer = tf.summary.create_file_writer(eval_dir)
-    timeout = 0 if FLAGS.run_once else None
-    for checkpoint_path in tf.train.checkpoints_iterator(
-        FLAGS.train_dir, min_interval_secs=_SECONDS_BETWEEN_LOOKS, timeout=timeout
-    ):
+    evaluated = None
+    while True:
+        checkpoint_path = checkpoints.newest_checkpoint(FLAGS.train_dir)
+        if checkpoint_path == evaluated:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            continue
+        evaluated = checkpoint_path
         logging.info("Loading checkpoint for eval: %s", checkpoint_path)
         checkpoints.restore_classifier(classifier, checkpoint_path)
         step = checkpoints.step_of(checkpoint_path)

@@ -118,7 +118,7 @@ def calculate_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def calculate_roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Returns the area under the ROC curve: how often a dog gets more than a cat, where ties count half.
 
-    By the ranks of the dogs (Mann-Whitney U). NaN if there is only one class.
+    By the ranks of the dogs (Mann-Whitney U). 0.5 if there is only one class.
 
     Args:
         probabilities: [n, 1], probability of a dog.
@@ -127,7 +127,7 @@ def calculate_roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     dogs = labels.ravel() > 0
     num_dogs, num_cats = np.count_nonzero(dogs), np.count_nonzero(~dogs)
     if num_dogs == 0 or num_cats == 0:
-        return float("nan")
+        return 0.5
     _, inverse, counts = np.unique(probabilities.ravel(), return_inverse=True, return_counts=True)
     mean_ranks = np.cumsum(counts) - (counts - 1) / 2
     u = mean_ranks[inverse][dogs].sum() - num_dogs * (num_dogs + 1) / 2

@@ -56,12 +56,25 @@ class ModelExporter:
         self._module.tracked = [variable.value for variable in variables]
 
     def export_model(self, model_dir: str) -> None:
-        """Writes a SavedModel, aside first and renamed when whole. An older one there is replaced."""
+        """Writes a SavedModel, aside first and renamed when whole. An older one there is replaced.
+
+        Raises:
+            UserError: if there is something else than a SavedModel.
+        """
+        check_replaceable(model_dir)
         aside = f"{model_dir.rstrip('/')}.{os.getpid()}.tmp"
         tf.saved_model.save(self._module, aside, signatures={"serving_default": self._module.predict})
         if tf.io.gfile.exists(model_dir):
             tf.io.gfile.rmtree(model_dir)
         tf.io.gfile.rename(aside, model_dir)
+
+
+def check_replaceable(model_dir: str) -> None:
+    """Raises UserError unless a SavedModel may be written to `model_dir`: it is absent, empty, or a SavedModel."""
+    gfile = tf.io.gfile
+    is_empty_folder = gfile.isdir(model_dir) and not gfile.listdir(model_dir)
+    if gfile.exists(model_dir) and not is_empty_folder and not gfile.exists(f"{model_dir}/saved_model.pb"):
+        raise utils.UserError(f"{model_dir}: is there already and no SavedModel; name another --export_dir")
 
 
 def export_path(train_dir: str, step: int) -> str:
@@ -74,6 +87,7 @@ def main() -> None:
     checkpoint_path = checkpoints.latest_checkpoint(FLAGS.train_dir)
     checkpoints.restore_classifier(classifier, checkpoint_path)
     export_dir = FLAGS.export_dir or export_path(FLAGS.train_dir, checkpoints.step_of(checkpoint_path))
+    check_replaceable(export_dir)
     utils.make_folder(os.path.dirname(export_dir.rstrip("/")) or ".", "export_dir")
     ModelExporter(classifier).export_model(export_dir)
     logging.info("Exported the model at step %d to %s.", checkpoints.step_of(checkpoint_path), export_dir)

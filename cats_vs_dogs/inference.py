@@ -42,7 +42,7 @@ def define_flags() -> None:
         ["category", "probability"],
         "What the second column holds: category, 1 for a dog and 0 for a cat; probability, that of a dog.",
     )
-    flags.DEFINE_integer("batch_size", 1024, "How many examples to process per batch.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1024, "How many examples to process per batch.", 1, 2**31 - 1)
     flags.DEFINE_integer(
         "num_readers", 1, "Kept from 2017, without effect: shards are read in order, decoding uses all cores."
     )

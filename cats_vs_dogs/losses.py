@@ -102,6 +102,10 @@ def _as_columns(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
     return tf.cast(labels, predictions.dtype)
 
 
+# Activations that give more than 1 or less than 0.
+_UNBOUNDED = ("linear", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "softsign", "tanh")
+
+
 def check_output_layer(loss: BaseLoss, model_name: str, network: keras.Model) -> None:
     """Makes sure, as far as one can see, that a network ends in the kind of layer that a loss needs.
 
@@ -116,13 +120,15 @@ def check_output_layer(loss: BaseLoss, model_name: str, network: keras.Model) ->
     columns = network.output_shape[1]
     last = network.output._keras_history.operation
     activation = getattr(getattr(last, "activation", None), "__name__", None)
+    if activation == "softmax" and columns == 1:
+        raise UserError(f"--model={model_name}: a softmax over one column is always 1; use activation='sigmoid'")
     wrong = None
     if loss.output_layer == "logits" and columns == 1:
         wrong = "one column"
     elif loss.output_layer in ("logits", "score") and activation in ("sigmoid", "softmax"):
         wrong = f"a last layer with activation {activation}"
-    elif loss.output_layer == "probability" and isinstance(last, keras.layers.Dense) and activation == "linear":
-        wrong = "a last layer without activation"
+    elif loss.output_layer == "probability" and isinstance(last, keras.layers.Dense) and activation in _UNBOUNDED:
+        wrong = "a last layer without activation" if activation == "linear" else f"a last layer with {activation}"
     if wrong:
         needed = {
             "logits": "logits: a last layer like Dense(num_classes), without activation",

@@ -1,12 +1,10 @@
 """The base class of models, and how the kit wraps what a model returns into Keras models."""
 
-import os
-import traceback
 from typing import Any
 
 import keras
 
-from cats_vs_dogs.utils import UserError, call_with_accepted
+from cats_vs_dogs.utils import UserError, accepted_arguments, place_of, user_code_error
 
 
 class BaseModel:
@@ -103,21 +101,18 @@ def build_model(
         UserError: if `create_model` uses a raw TensorFlow op on its input or returns something else than promised.
     """
     name = type(model).__name__
+    if type(model).create_model is BaseModel.create_model:
+        raise UserError(f"{name} has no create_model of its own; define create_model(self, model_input, num_classes=2)")
     images = keras.Input((image_size, image_size, 3), name="images", dtype="float32")
     labels = keras.Input((1,), name="labels", dtype="int32")
+    offered = {"num_classes": num_classes, "labels": labels, "output_layer": output_layer}
+    arguments = accepted_arguments(model.create_model, f"{name}.create_model", "model_params", 1, offered, params)
     try:
-        result = call_with_accepted(
-            model.create_model,
-            f"{name}.create_model",
-            "model_params",
-            args=(images,),
-            offered={"num_classes": num_classes, "labels": labels, "output_layer": output_layer},
-            asked=params,
-        )
-    except (TypeError, ValueError) as error:
+        result = model.create_model(images, **arguments)
+    except Exception as error:
         if "KerasTensor" in str(error):
             raise UserError(_raw_op_message(name, error)) from error
-        raise
+        raise user_code_error(f"{name}.create_model", error) from error
     _check_result(name, result, num_classes)
     predictions = result["predictions"]
     losses = {key: result[key] for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
@@ -134,7 +129,10 @@ def build_model(
                 "and labels; another input was found"
             ) from error
         raise
-    return BuiltModel(name, network, with_losses)
+    built = BuiltModel(name, network, with_losses)
+    if not built.trainable_variables:
+        raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
+    return built
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -143,12 +141,9 @@ def _is_symbolic(value: Any) -> bool:
 
 def _raw_op_message(name: str, error: Exception) -> str:
     """Says in one line where a raw TensorFlow op met a symbolic tensor, and what to write instead."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
-    where = f"{os.path.basename(own[-1].filename)} line {own[-1].lineno}: {own[-1].line}"
     return (
-        f"{name}.create_model applies something that is not Keras to a symbolic tensor ({where}); use a layer, a "
-        "function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); the READMEs have a table: "
+        f"{name}.create_model applies something that is not Keras to a symbolic tensor ({place_of(error)}); use a "
+        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); the READMEs have a table: "
         "Porting a 2017 model"
     )
 
@@ -162,7 +157,8 @@ def _check_result(name: str, result: Any, num_classes: int) -> None:
         keys = ", ".join(map(str, result)) or "nothing"
         raise UserError(f'{where} must return a dict with the key "predictions"; its keys are: {keys}')
     predictions = result["predictions"]
-    if not _is_symbolic(predictions) or len(predictions.shape) != 2 or predictions.shape[1] not in (1, num_classes):
+    shape = tuple(predictions.shape) if _is_symbolic(predictions) else ()
+    if shape not in ((None, 1), (None, num_classes)):
         raise UserError(
             f'{where}: "predictions" must be a Keras tensor of shape [batch, 1] or [batch, {num_classes}]; '
             f"it is {_describe(predictions)}"

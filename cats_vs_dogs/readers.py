@@ -345,7 +345,7 @@ def _reason(error: tf.errors.OpError) -> str:
     if isinstance(error, tf.errors.DataLossError):
         return "the shard is damaged from here on (checksum)"
     if f"Key: {tfrecords.LABEL}" in text or f"{tfrecords.LABEL} (data type" in text:
-        return f"it has no {tfrecords.LABEL}; test shards cannot be used here"
+        return f"it has no {tfrecords.LABEL}; test shards cannot be used here, give labelled ones"
     if tfrecords.IMAGE in text:
         return f"it has no {tfrecords.IMAGE}"
     if "must be 0 (cat)" in text:
@@ -407,9 +407,8 @@ def named_errors(reader: BaseReader, files: Sequence[str]) -> Iterator[None]:
             raise
         path, number, example_id, reason = bad[0]
         name = f" ({example_id})" if example_id else ""
-        raise UserError(
-            f"{path}: record {number}{name}: {reason}; mend or remove it, or pass --bad_examples=skip"
-        ) from error
+        advice = "" if tfrecords.LABEL in reason else "; mend or remove it, or pass --bad_examples=skip"
+        raise UserError(f"{path}: record {number}{name}: {reason}{advice}") from error
 
 
 @contextlib.contextmanager
@@ -425,7 +424,10 @@ def named_picture_errors(reader: CatsVsDogsTestFeatureReader, files: Sequence[st
         bad = next(iter(find_bad_pictures(reader, files)), None)
         if bad is None:
             raise
-        raise UserError(f"{bad}: not a JPEG, PNG, GIF or BMP that can be decoded; mend or remove it") from None
+        raise UserError(
+            f"{bad}: not a JPEG, PNG, GIF or BMP that can be decoded; mend or remove it, and give pictures and shards "
+            "by patterns of their own"
+        ) from None
 
 
 def check_first_example(reader: BaseReader, files: Sequence[str]) -> None:

@@ -52,6 +52,15 @@ def write_shard(path: str, examples: Iterable[bytes]) -> None:
     tf.io.gfile.rename(aside, path, overwrite=True)
 
 
+def _what_else(start: bytes) -> str:
+    """Says what to do with a file of some other kind, by its first bytes."""
+    if start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"PK", b"RIFF", b"II", b"MM")):
+        return "; make shards of pictures with convert_images_to_tfrecords.py"
+    if start.startswith(b"\x1f\x8b"):
+        return " but compressed by gzip; unpack it first"
+    return "; leave it out of the pattern, or make or download the shard again"
+
+
 def count_records(path: str) -> int:
     """Counts the records of a TFRecord file by its length fields, without reading the records.
 
@@ -60,7 +69,7 @@ def count_records(path: str) -> int:
     """
     size = tf.io.gfile.stat(path).length
     if size == 0:
-        raise UserError(f"{path}: the file is empty; make the shard again")
+        raise UserError(f"{path}: the file is empty; make it again, or leave it out of the pattern")
     count, position = 0, 0
     with tf.io.gfile.GFile(path, "rb") as file:
         while position < size:
@@ -69,7 +78,8 @@ def count_records(path: str) -> int:
             if len(header) == _HEADER_BYTES:
                 position += _HEADER_BYTES + _LENGTH.unpack_from(header)[0] + _FOOTER_BYTES
             if len(header) < _HEADER_BYTES or position > size:
-                what = "breaks off within record" if count else "is not a TFRecord file, or breaks off within record"
-                raise UserError(f"{path}: {what} {count}; make or download the shard again")
+                if count == 0:
+                    raise UserError(f"{path}: is not a TFRecord file{_what_else(header)}")
+                raise UserError(f"{path}: breaks off within record {count}; make or download the shard again")
             count += 1
     return count

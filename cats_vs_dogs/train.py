@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
 import dataclasses
 import math
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -45,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "train_data_pattern", "", "File glob for the training shards. Empty: the kit's own sample set, drawn once."
     )
-    flags.DEFINE_integer("image_size", 32, "Height and width that pictures are resized to, pixels.", lower_bound=1)
+    flags.DEFINE_integer("image_size", 32, "Height and width that pictures are resized to, pixels.", 1, 4096)
     flags.DEFINE_enum(
         "resize_method",
         "area",
@@ -72,7 +73,7 @@ def define_flags() -> None:
     )
 
     # Training flags.
-    flags.DEFINE_integer("batch_size", 512, "How many examples a step takes on each device.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 512, "How many examples a step takes on each device.", 1, 2**31 - 1)
     flags.DEFINE_string("label_loss", "CrossEntropyLoss", "Which loss to train with: a class in losses.py.")
     flags.DEFINE_string(
         "loss_params", "", "JSON object of parameters for calculate_loss, such as '{\"b\": 2.0}'. Empty: none."
@@ -103,7 +104,7 @@ def define_flags() -> None:
         "The learning rate grows linearly over so many examples at the start. 0: no warm-up.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("num_epochs", 5, "How many passes to make over the data.", lower_bound=1)
+    flags.DEFINE_integer("num_epochs", 5, "How many passes to make over the data.", 1, 2**31 - 1)
     flags.DEFINE_integer(
         "max_steps", None, "The number of steps to stop at, even before num_epochs. Not given: no limit.", lower_bound=1
     )
@@ -114,7 +115,7 @@ def define_flags() -> None:
         "clip_gradient_norm", 1.0, "Largest norm of the gradient of each variable. 0: no limit.", lower_bound=0.0
     )
     flags.DEFINE_integer(
-        "seed", 0, "Seed of the initial weights, the order of examples, and random layers.", lower_bound=0
+        "seed", 0, "Seed of the initial weights, the order of examples, and random layers.", 0, 2**32 - 1
     )
 
     # What happens when.
@@ -281,6 +282,11 @@ class Plan:
         """The step to stop at."""
         return min(self.num_epochs * self.steps_per_epoch, self.max_steps or sys.maxsize)
 
+    @property
+    def ends_at_max_steps(self) -> bool:
+        """Whether it is `max_steps` that ends training."""
+        return self.max_steps is not None and self.max_steps < self.num_epochs * self.steps_per_epoch
+
     def examples_at(self, step: int) -> int:
         """Returns how many examples have been seen when `step` steps are done."""
         epochs, steps = divmod(step, self.steps_per_epoch)
@@ -425,8 +431,10 @@ def check_finite(outputs: StepOutputs, last_step: int, step: int) -> None:
     """Raises UserError if the loss, which was finite at `last_step`, is not a number any more."""
     if not math.isfinite(outputs.label_loss + outputs.regularization_loss):
         raise utils.UserError(
-            f"the loss became {outputs.label_loss} between step {last_step} and step {step}; training stopped and the "
-            "last checkpoint was left as it is; try a lower --base_learning_rate or --clip_gradient_norm"
+            f"the loss became {outputs.label_loss} (and the regularization loss {outputs.regularization_loss}) between "
+            f"step {last_step} and step {step}; training stopped and the last checkpoint was left as it is; try a "
+            "lower --base_learning_rate or --clip_gradient_norm, or see whether the last layer of the model suits the "
+            "loss"
         )
 
 
@@ -460,6 +468,32 @@ def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> N
                 f"--{field.name}={now}: the model in --train_dir={train_dir} has {field.name}={then}; give the same to "
                 "go on, or --start_new_model to delete it, or another --train_dir"
             )
+
+
+def warn_of_changes(train_dir: str, flag_values: dict, files: dict[str, int]) -> None:
+    """Warns if a model goes on with other data, batch size or seed than run.json says it was trained with.
+
+    Args:
+        train_dir: where run.json is.
+        flag_values: all flags of the script.
+        files: number of records of each shard.
+    """
+    path = os.path.join(train_dir, "run.json")
+    if not tf.io.gfile.exists(path):
+        return
+    then = utils.read_json(path)
+    changes = []
+    if then.get("shards") != files:
+        changes.append("other shards")
+    for name in ("batch_size", "seed", "num_readers", "bad_examples"):
+        if then.get("flags", {}).get(name) != flag_values[name]:
+            changes.append(f"another {name}")
+    if changes:
+        logging.warning(
+            "the model in %s was trained with %s; it goes on from its step, but not as an uninterrupted run would. "
+            "For a new model name another --train_dir or pass --start_new_model",
+            *(train_dir, " and ".join(changes)),
+        )
 
 
 def write_run_record(train_dir: str, flag_values: dict, files: dict[str, int], num_parameters: int) -> None:
@@ -535,6 +569,8 @@ def main() -> None:
         optimizer = optimizers.make_optimizer(FLAGS.optimizer, learning_rate)
         optimizer.build(classifier.model.trainable_variables)
 
+    flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
+
     # Nothing in train_dir was changed up to here; now all that can be known to be wrong is known.
     if FLAGS.start_new_model:
         logging.info("Flag 'start_new_model' is set. Building a new model.")
@@ -542,9 +578,10 @@ def main() -> None:
     with strategy.scope():
         checkpoint = checkpoints.TrainingCheckpoint(FLAGS.train_dir, classifier, optimizer, FLAGS.keep_checkpoints)
     restored = checkpoint.restore_latest()
+    if restored:
+        warn_of_changes(FLAGS.train_dir, flag_values, records)
     start_step = int(checkpoint.step)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
-    flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
     checkpoints.save_spec(FLAGS.train_dir, spec)
     write_run_record(FLAGS.train_dir, flag_values, records, num_parameters)
 
@@ -555,8 +592,9 @@ def main() -> None:
     logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
     if start_step >= plan.total_steps:
         logging.info(
-            "Nothing left to train: the model is at step %d of %d. Raise --num_epochs, or pass --start_new_model.",
-            *(start_step, plan.total_steps),
+            "Nothing left to train: the model is at step %d, and training ends at %d. Raise %s, or pass "
+            "--start_new_model.",
+            *(start_step, plan.total_steps, "--max_steps" if plan.ends_at_max_steps else "--num_epochs"),
         )
 
     batches = readers.make_training_dataset(
@@ -595,22 +633,26 @@ def main() -> None:
             plan.total_steps,
             Periods(FLAGS.log_steps, FLAGS.export_model_steps, FLAGS.save_checkpoint_secs),
         )
-    log_next_commands(FLAGS.train_dir, FLAGS["train_dir"].using_default_value)
+    log_next_commands(FLAGS.train_dir, FLAGS["train_dir"].using_default_value, bool(FLAGS.train_data_pattern))
 
 
-def log_next_commands(train_dir: str, is_default: bool) -> None:
+def log_next_commands(train_dir: str, is_default: bool, has_own_data: bool) -> None:
     """Says what to type next.
 
     Args:
         train_dir: where the model is.
         is_default: whether the other scripts look there by default.
+        has_own_data: whether it was trained on something else than the sample set.
     """
     logging.info("Done training. The model is in %s. How to go on:", train_dir)
-    folder = os.path.dirname(sys.argv[0])
-    for script in ("eval.py --run_once", "inference.py"):
-        command = os.path.join(folder, script) + ("" if is_default else f" --train_dir={train_dir}")
-        logging.info("  python %s", command)
-    logging.info("  tensorboard --logdir=%s", train_dir)
+    where = "" if is_default else f" --train_dir={shlex.quote(train_dir)}"
+    for script, data in (
+        ("eval.py --run_once", " --eval_data_pattern='...'"),
+        ("inference.py", " --input_data_pattern='...'"),
+    ):
+        path = os.path.join(os.path.dirname(sys.argv[0]), script)
+        logging.info("  python %s%s%s", path, where, data if has_own_data else "")
+    logging.info("  tensorboard --logdir=%s", shlex.quote(train_dir))
 
 
 if __name__ == "__main__":

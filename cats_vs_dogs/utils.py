@@ -8,8 +8,11 @@ import difflib
 import inspect
 import json
 import logging as python_logging
+import math
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import IO, Any
@@ -32,12 +35,18 @@ def run_script(main: Callable[[], None], define_flags: Callable[[], None]) -> No
     define_flags()
 
     def parse_flags(argv: Sequence[str]) -> list[str]:
+        if {"-h", "-help", "--help"} & set(argv[1:]):
+            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            sys.exit(0)  # absl would exit with 1.
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             _exit_with_error(f"{error} (--help lists all flags)")
         if len(rest) > 1:
             _exit_with_error(f"{' '.join(rest[1:])}: not a flag; write --name=value, and put quotes around patterns")
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):  # No bound holds nan back.
+                _exit_with_error(f"--{name}={value}: must be a finite number")
         return rest
 
     def guarded_main(unused_argv: Sequence[str]) -> None:
@@ -129,33 +138,56 @@ def parse_json_flag(text: str, flag: str) -> dict[str, Any]:
     return value
 
 
-def call_with_accepted(function: Callable, what: str, flag: str, args: tuple, offered: dict, asked: dict) -> Any:
-    """Calls a user's function with what the kit offers and what the user asked for by a JSON flag.
+def accepted_arguments(
+    function: Callable, what: str, flag: str, num_positional: int, offered: dict[str, Any], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the keyword arguments for a user's function: what the kit offers and what the user asked for by a flag.
 
     Args:
         function: a bound method such as `create_model`.
         what: its name for messages, such as "LogisticModel.create_model".
         flag: the JSON flag that `asked` came from.
-        args: positional arguments, always passed.
-        offered: keyword arguments passed only if the signature names them or has `**params`.
-        asked: keyword arguments from the flag; each must be accepted.
-
-    Returns:
-        What the function returns.
+        num_positional: how many positional arguments the kit passes besides.
+        offered: passed only as far as the signature names them or has `**params`.
+        asked: each must be accepted.
 
     Raises:
         UserError: if the signature does not accept a name in `asked`.
     """
-    parameters = inspect.signature(function).parameters.values()
+    parameters = list(inspect.signature(function).parameters.values())
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    keywords = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    settable = sorted(keywords - set(list(inspect.signature(function).parameters)[: len(args)]) - set(offered))
+    keywords = [p.name for p in parameters[num_positional:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in asked:
         if name in offered or (name not in keywords and not accepts_any):
-            accepted = ", ".join(settable) or "none"
+            accepted = ", ".join(sorted(set(keywords) - set(offered))) or "none"
             raise UserError(f'--{flag}: {what} has no parameter "{name}"; it takes: {accepted}')
-    kwargs = {name: value for name, value in offered.items() if accepts_any or name in keywords}
-    return function(*args, **kwargs, **asked)
+    return {name: value for name, value in offered.items() if accepts_any or name in keywords} | asked
+
+
+def user_code_error(what: str, error: Exception) -> UserError:
+    """Says in one line where the user's own code failed, and why.
+
+    Args:
+        what: the function that was called, such as "MyModel.create_model".
+        error: what it raised, perhaps while TensorFlow traced it.
+
+    Returns:
+        The error to raise instead.
+    """
+    message = str(error).strip()
+    if "in user code:" in message:  # TensorFlow moves the frames of code that it traces into the message.
+        message = message.rsplit("\n\n", 1)[-1].strip()
+    message = message.removeprefix(f"{type(error).__name__}: ")
+    return UserError(f"{what} failed: {type(error).__name__}: {message} ({place_of(error)})")
+
+
+def place_of(error: Exception) -> str:
+    """Returns the last line of code, outside the libraries, that an error went through: "file line n: code"."""
+    places = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
+    places += re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', str(error))  # See above.
+    libraries = re.compile(r"/(tensorflow|keras|numpy|absl)/|__autograph_generated_file")
+    filename, number, line = [place for place in places if not libraries.search(place[0])][-1]
+    return f"{os.path.basename(filename)} line {number}: {line}"
 
 
 def list_files(pattern: str, flag: str) -> list[str]:
@@ -171,9 +203,12 @@ def list_files(pattern: str, flag: str) -> list[str]:
         files = sorted(path for path in gfile.glob(pattern) if not gfile.isdir(path))
     except tf.errors.OpError as error:
         raise UserError(f"--{flag}={pattern}: cannot be listed: {error.message}") from error
+    if not files and gfile.isdir(pattern):
+        name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
+        raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
     if not files:
-        hint = f"is a folder; write --{flag}='{pattern.rstrip('/')}/*'" if gfile.isdir(pattern) else "matches no file"
-        raise UserError(f"--{flag}={pattern}: {hint}")
+        where = "" if os.path.isabs(pattern) or "://" in pattern else f" (looked for in {os.getcwd()})"
+        raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
     return files
 
 
@@ -202,10 +237,11 @@ def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
             raise UserError(f"--{flag}={path}: is a folder; name a file in it")
         output = gfile.GFile(aside, "w")
         output.write("")  # GFile opens the file at the first write.
-    except tf.errors.NotFoundError as error:
-        raise UserError(f"--{flag}={path}: the folder {os.path.dirname(path)} does not exist; make it first") from error
     except tf.errors.OpError as error:
-        raise UserError(f"--{flag}={path}: cannot be written: {error.message}") from error
+        folder = os.path.dirname(path)
+        if folder and not gfile.isdir(folder):
+            raise UserError(f"--{flag}={path}: the folder {folder} does not exist; make it first") from error
+        raise UserError(f"--{flag}={path}: cannot be written: {error.message}; name another file") from error
     try:
         with output:
             yield output
@@ -227,6 +263,8 @@ def make_folder(path: str, flag: str) -> None:
     import tensorflow as tf
 
     gfile = tf.io.gfile
+    if not path:
+        raise UserError(f"--{flag}= is empty; name a folder")
     probe = os.path.join(path, f".write-test-{os.getpid()}")
     try:
         gfile.makedirs(path)
@@ -234,7 +272,7 @@ def make_folder(path: str, flag: str) -> None:
             file.write("")
         gfile.remove(probe)
     except tf.errors.OpError as error:
-        raise UserError(f"--{flag}={path}: cannot be written to: {error.message}") from error
+        raise UserError(f"--{flag}={path}: cannot be written to: {error.message}; name another folder") from error
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
@@ -258,6 +296,9 @@ def read_json(path: str) -> dict[str, Any]:
     with tf.io.gfile.GFile(path, "r") as file:
         text = file.read()
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged, not JSON ({error})") from error
+        raise UserError(f"{path}: damaged, not JSON ({error}); mend it, or train anew in another train_dir") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged, not a JSON object; mend it, or train anew in another train_dir")
+    return value

@@ -1,5 +1,6 @@
 """What a train_dir holds, written and read again."""
 
+import dataclasses
 import json
 
 import keras
@@ -84,7 +85,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, dropout
             checkpoints.restore_classifier(Classifier(other), path)
         with pytest.raises(UserError, match="its weights do not fit"):
             training_checkpoint(tmp_path, other)[2].restore_latest()
-    with pytest.raises(UserError, match="was not made with this optimizer"):
+    with pytest.raises(UserError, match="--optimizer: .* was made with Adam, not with Ftrl"):
         training_checkpoint(tmp_path, SPEC, keras.optimizers.Ftrl)[2].restore_latest()
 
 
@@ -102,9 +103,48 @@ def test_no_model_no_checkpoint_damaged_flags(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match="model_flags.json: damaged, not JSON"):
         checkpoints.load_spec(train_dir)
-    path.write_text(json.dumps({"model": "LogisticModel"}))
-    with pytest.raises(UserError, match="must have exactly the keys"):
-        checkpoints.load_spec(train_dir)
+    whole = dataclasses.asdict(SPEC)
+    for content, said in (
+        ({"model": "LogisticModel"}, "must have exactly the keys"),
+        ({**whole, "image_size": "4"}, r"must have exactly the keys .* image_size \(int\)"),
+        ({**whole, "model": "GoneModel"}, "model_flags.json: --model=GoneModel: no such class .* put the class back"),
+        (3, "not a JSON object"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            checkpoints.load_spec(train_dir)
+
+
+def test_the_newest_checkpoint_is_found_without_the_text_file(tmp_path):
+    _, _, checkpoint = training_checkpoint(tmp_path, SPEC)
+    for step in (9, 10):
+        checkpoint.step.assign(step)
+        checkpoint.save()
+    for damage in ("garbage", None):
+        (tmp_path / "checkpoint").write_text(damage) if damage else (tmp_path / "checkpoint").unlink()
+        assert checkpoints.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+        assert training_checkpoint(tmp_path, SPEC)[2].restore_latest() == str(tmp_path / "model.ckpt-10")
+
+
+@pytest.mark.parametrize("damage", ["no data", "short data", "short index"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    classifier, _, checkpoint = training_checkpoint(tmp_path, SPEC)
+    path = checkpoint.save()
+    data, index = tmp_path / "model.ckpt-0.data-00000-of-00001", tmp_path / "model.ckpt-0.index"
+    if damage == "no data":
+        data.unlink()
+    elif damage == "short data":
+        data.write_bytes(data.read_bytes()[:50])
+    else:
+        index.write_bytes(index.read_bytes()[:50])
+    for restore in (
+        lambda: checkpoints.restore_classifier(classifier, path),
+        training_checkpoint(tmp_path, SPEC)[2].restore_latest,
+    ):
+        with pytest.raises(
+            UserError, match=r"model.ckpt-0: the checkpoint is damaged .* delete the files model.ckpt-0"
+        ):
+            restore()
 
 
 def test_only_what_the_kit_wrote_is_deleted(tmp_path):

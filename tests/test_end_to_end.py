@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path,
     for name in weights.keys() - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE"}:
         np.testing.assert_array_equal(weights[name], expected[name], err_msg=name)
     said = train(run_script, shards, tmp_path).stderr
-    assert "Nothing left to train: the model is at step 20 of 20." in said
+    assert "Nothing left to train: the model is at step 20, and training ends at 20. Raise --num_epochs" in said
 
 
 def test_fewer_examples_than_a_batch(run_script, shards, tmp_path):
@@ -247,7 +247,7 @@ def test_skipping_bad_examples(run_script, tmp_path):
 
 BAD_TRAINING = {
     "no such file": (["--train_data_pattern=/nowhere/*"], "--train_data_pattern=/nowhere/*: matches no file"),
-    "a folder": (["--train_data_pattern={shards}"], "is a folder; write --train_data_pattern='{shards}/*'"),
+    "a folder": (["--train_data_pattern={shards}"], "is a folder; write --train_data_pattern='{shards}/train-*'"),
     "unknown model": (["--model=Logistc"], "--model=Logistc: no such class in cvd_models.py; did you mean Logistic"),
     "not a model": (["--model=ops"], "--model=ops: it is not a subclass of models.BaseModel; available: Logistic"),
     "unknown loss": (["--label_loss=hingeloss"], "did you mean HingeLoss?"),
@@ -255,6 +255,10 @@ BAD_TRAINING = {
     "unknown optimizer": (["--optimizer=Adm"], "--optimizer=Adm: no such optimizer; did you mean Adam?"),
     "batch size": (["--batch_size=0"], "--batch_size=0"),
     "epochs": (["--num_epochs=-1"], "--num_epochs=-1"),
+    "not finite": (["--clip_gradient_norm=nan"], "--clip_gradient_norm=nan: must be a finite number"),
+    "too large": (["--seed=4294967296"], "--seed=4294967296"),
+    "no train_dir": (["--train_dir="], "--train_dir= is empty"),
+    "other optimizer": (["--train_dir={trained}", "--optimizer=Ftrl"], "was made with Adam, not with Ftrl"),
     "no number": (["--batch_size=many"], "--batch_size=many"),
     "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
@@ -267,7 +271,7 @@ BAD_TRAINING = {
     ),
     "loss parameter": (['--loss_params={{"b": 4}}'], 'CrossEntropyLoss.calculate_loss has no parameter "b"'),
     "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
-    "photos": (["--train_data_pattern={photos}/*.jpg"], "is not a TFRecord file"),
+    "photos": (["--train_data_pattern={photos}/*.jpg"], "make shards of pictures with convert_images_to_tfrecords.py"),
     "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
     "new model that cannot be built": (
         ["--train_dir={trained}", "--start_new_model", "--model=MoeModel", '--model_params={{"nix": 1}}'],
@@ -319,6 +323,32 @@ def _without_checkpoint(trained, tmp_path):
     folder.mkdir()
     shutil.copy(trained / "model_flags.json", folder)
     return folder
+
+
+def test_an_export_replaces_nothing_but_an_export(fails_in_one_line, run_script, trained, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        line = fails_in_one_line("export_model", f"--train_dir={trained}", f"--export_dir={path}")
+        assert f"{path}: is there already and no SavedModel" in line
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    for _ in range(2):
+        run_script("export_model", f"--train_dir={trained}", f"--export_dir={tmp_path}/saved")
+
+
+def test_going_on_with_other_data_is_said(run_script, shards, trained, tmp_path):
+    train_dir = tmp_path / "model"
+    shutil.copytree(trained, train_dir)
+    other = write_shards(tmp_path / "other", num_examples=40)
+    said = run_script("train", f"--train_data_pattern={other}", f"--train_dir={train_dir}", "--seed=3").stderr
+    assert (
+        f"WARNING: the model in {train_dir} was trained with other shards and another batch_size and another se" in said
+    )
+    assert f"inference.py --train_dir={train_dir} --input_data_pattern='...'" in said
+
+
+def test_help_is_no_error(run_script):
+    said = run_script("convert_prediction_from_json_to_csv", "--help").stdout
+    assert "--csv_output_file" in said and "Turns the JSON lines" in said
 
 
 def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tmp_path):

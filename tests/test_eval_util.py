@@ -50,7 +50,7 @@ def test_log_loss_auc_and_confusion_by_hand():
     assert eval_util.calculate_log_loss(column(0.0), column(1)) == pytest.approx(-np.log(1e-7))
     # Pairs of a dog and a cat: 0.9 wins twice, 0.4 wins once and ties once.
     assert eval_util.calculate_roc_auc(probabilities, labels) == pytest.approx(3.5 / 4)
-    assert np.isnan(eval_util.calculate_roc_auc(column(0.1, 0.2), column(1, 1)))
+    assert eval_util.calculate_roc_auc(column(0.1, 0.2), column(1, 1)) == 0.5  # Only one class.
     assert eval_util.calculate_confusion(probabilities, labels) == {
         "cats_as_cats": 2,
         "cats_as_dogs": 0,

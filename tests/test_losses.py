@@ -56,6 +56,8 @@ def test_what_predictions_mean():
         (losses.SoftmaxLoss, 2, "softmax", "activation softmax"),
         (losses.HingeLoss, 1, "sigmoid", "activation sigmoid"),
         (losses.CrossEntropyLoss, 1, None, "without activation"),
+        (losses.CrossEntropyLoss, 1, "relu", "a last layer with relu"),
+        (losses.CrossEntropyLoss, 1, "tanh", "a last layer with tanh"),
         (losses.SoftmaxLoss, 2, None, None),
         (losses.HingeLoss, 1, "tanh", None),
         (losses.CrossEntropyLoss, 1, "sigmoid", None),
@@ -72,3 +74,10 @@ def test_a_loss_says_which_output_layer_it_needs(loss, units, activation, wrong)
     else:
         with pytest.raises(UserError, match=f"--model=MyModel --label_loss={loss.__name__}: .*{wrong}"):
             losses.check_output_layer(loss(), "MyModel", network)
+
+
+def test_a_softmax_over_one_column_is_refused():
+    images = keras.Input((4, 4, 3))
+    network = keras.Model(images, keras.layers.Dense(1, activation="softmax")(keras.layers.Flatten()(images)))
+    with pytest.raises(UserError, match="--model=MyModel: a softmax over one column is always 1"):
+        losses.check_output_layer(losses.BaseLoss(), "MyModel", network)

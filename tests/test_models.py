@@ -57,6 +57,7 @@ def test_labels_own_loss_and_regularization_loss():
         (lambda self, x: {"output": flat(x)}, 'the key "predictions"; its keys are: output'),
         (lambda self, x: {"predictions": flat(x)}, r'"predictions" must be .* of shape \[None, 48\]'),
         (lambda self, x: {"predictions": ops.mean(flat(x), axis=1)}, r"of shape \[None\]"),
+        (lambda self, x: {"predictions": ops.mean(flat(x)[:, :1], 0, keepdims=True)}, r"of shape \[1, 1\]"),
         (lambda self, x: {"predictions": tf.zeros([2, 1])}, '"predictions" must be a Keras tensor'),
         (lambda self, x: {"predictions": 1}, "it is a int"),
         (
@@ -102,11 +103,13 @@ def test_a_raw_op_is_refused_with_the_keras_way(raw_op):
     assert "keras.ops" in said and "Lambda" in said and "Porting a 2017 model" in said
 
 
-def test_an_error_in_the_users_own_code_keeps_its_traceback():
+def test_an_error_in_the_users_own_code_is_said_in_one_line_with_its_place():
     def create_model(self, model_input):
         raise ValueError("mine")
 
-    with pytest.raises(ValueError, match="mine"):
+    with pytest.raises(
+        UserError, match=r"MyModel.create_model failed: ValueError: mine \(test_models.py line \d+: raise"
+    ):
         build(create_model)
 
 
@@ -122,6 +125,8 @@ def test_an_unknown_parameter_is_named():
         build(create_model, num_classes=3)
 
 
-def test_base_model_is_abstract():
-    with pytest.raises(NotImplementedError):
+def test_a_model_without_create_model_or_weights():
+    with pytest.raises(UserError, match="BaseModel has no create_model of its own"):
         build_model(BaseModel(), 4, 2, "probability", {})
+    with pytest.raises(UserError, match="the model has no weights to train"):
+        build(lambda self, x: {"predictions": ops.mean(flat(x), axis=1, keepdims=True)})

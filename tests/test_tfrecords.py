@@ -1,5 +1,7 @@
 """The record format."""
 
+import gzip
+
 import pytest
 import tensorflow as tf
 from conftest import jpeg, write_shards
@@ -34,8 +36,9 @@ def test_counting_records(tmp_path):
         (lambda data: b"", "the file is empty"),
         (lambda data: data[:-1], "breaks off within record 6"),
         (lambda data: data[:5], "is not a TFRecord file"),
-        (lambda data: jpeg(), "is not a TFRecord file"),
-        (lambda data: b"a text file\n" * 9, "is not a TFRecord file"),
+        (lambda data: jpeg(), "is not a TFRecord file; make shards of pictures with convert_images_to_tfrecords.py"),
+        (lambda data: gzip.compress(data), "is not a TFRecord file but compressed by gzip; unpack it"),
+        (lambda data: b"a text file\n" * 9, "is not a TFRecord file; leave it out"),
     ],
 )
 def test_damage_is_noticed(tmp_path, damage, said):

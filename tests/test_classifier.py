@@ -1,0 +1,54 @@
+"""A model and its loss together: mistakes in a user's loss are said at the start, in one line."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cats_vs_dogs import losses
+from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.utils import UserError
+
+
+def classifier_with(monkeypatch, calculate_loss, **loss_params):
+    loss_class = type("MyLoss", (losses.BaseLoss,), {"calculate_loss": calculate_loss} if calculate_loss else {})
+    monkeypatch.setattr(losses, "MyLoss", loss_class, raising=False)
+    return Classifier(ModelSpec("LogisticModel", {}, "MyLoss", loss_params, 4, "area"))
+
+
+def test_a_loss_with_parameters_and_its_probability(monkeypatch):
+    def squared(self, predictions, labels, weight=1.0):
+        return weight * tf.reduce_mean(tf.square(predictions - tf.cast(labels, tf.float32)))
+
+    classifier = classifier_with(monkeypatch, squared, weight=3.0)
+    images, labels = tf.random.stateless_uniform([5, 4, 4, 3], [1, 2]), tf.constant([[1], [0], [1], [1], [0]])
+    probability, loss = classifier.evaluate_batch(images, labels)
+    np.testing.assert_allclose(loss, 3 * np.mean((probability.numpy() - labels.numpy()) ** 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("calculate_loss", "said"),
+    [
+        (None, "MyLoss has no calculate_loss; define"),
+        (lambda self, predictions, labels: None, "MyLoss failed: TypeError: it must return a float scalar.* NoneType"),
+        (lambda self, predictions, labels: 0.5, "it must return a float scalar.* got float"),
+        (lambda self, predictions, labels: tf.abs(predictions), r"it must return a float scalar.* float32 \(None, 1\)"),
+        (lambda self, predictions, labels: tf.reduce_sum(labels), "it must return a float scalar.* int32"),
+        (lambda self, predictions: predictions, "MyLoss failed: TypeError: .*takes 2 positional arguments but 3"),
+        (lambda self, predictions, labels, margin: predictions, "missing 1 required positional argument: 'margin'"),
+        (lambda self, predictions, labels: tf.reduce_mean(labels - predictions), "int32.*test_classifier.py line"),
+        (
+            lambda self, predictions, labels: np.mean(predictions),
+            "MyLoss failed: NotImplementedError: Cannot convert a",
+        ),
+        (lambda self, predictions, labels: nothing, "MyLoss failed: NameError: name 'nothing' is not defined"),  # noqa: F821
+    ],
+)
+def test_mistakes_in_a_loss(monkeypatch, calculate_loss, said):
+    with pytest.raises(UserError, match=said) as error:
+        classifier_with(monkeypatch, calculate_loss)
+    assert "in user code" not in str(error.value)
+
+
+def test_an_unknown_parameter_of_a_loss(monkeypatch):
+    with pytest.raises(UserError, match='--loss_params: MyLoss.calculate_loss has no parameter "b"; it takes: weight'):
+        classifier_with(monkeypatch, lambda self, predictions, labels, weight=1.0: weight, b=2.0)
