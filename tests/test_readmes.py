@@ -103,9 +103,3 @@ def test_every_command_works(run_script, clone):
     assert submission[0] == "Id,Category" and len(submission) == 1 + 500
     assert (clone / "probabilities.csv").read_text().startswith("Id,Probability\n1.jpg,")
     assert (clone / "from_json.csv").read_text() == "Id,Category\n1.jpg,1\n"
-
-
-def test_the_ported_model_trains(run_script, clone):
-    command = [sys.executable, str(clone / "cats_vs_dogs" / "train.py")]
-    flags = ["--model=PortedModel", "--max_steps=2", "--batch_size=32", f"--train_dir={clone}/tmp/ported"]
-    run_script("train", *flags, command=command)
