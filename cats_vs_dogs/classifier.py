@@ -40,14 +40,17 @@ class Classifier:
     Args:
         spec: which model and which loss.
         seed: seed of the initial weights and of layers such as dropout.
+        precision: what the layers calculate in: "float32", "mixed_bfloat16" or "mixed_float16". Weights, predictions
+            and loss are float32 in any case.
 
     Raises:
         UserError: if the names, the parameters, or what `create_model` returns are not right.
     """
 
-    def __init__(self, spec: ModelSpec, seed: int = 0):
+    def __init__(self, spec: ModelSpec, seed: int = 0, precision: str = "float32"):
         model_class, loss_class = spec.classes()
         keras.utils.set_random_seed(seed)
+        keras.config.set_dtype_policy(precision)
         self.spec = spec
         self.loss = loss_class()
         self.model = models.build_model(

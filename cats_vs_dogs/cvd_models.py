@@ -38,7 +38,9 @@ class LogisticModel(models.BaseModel):
         net = keras.layers.Flatten()(model_input)
         units = num_classes if output_layer == "logits" else num_classes - 1
         activation = "sigmoid" if output_layer == "probability" else None
-        output = keras.layers.Dense(units, activation=activation, kernel_regularizer=_l2(l2_penalty))(net)
+        output = keras.layers.Dense(units, activation=activation, kernel_regularizer=_l2(l2_penalty), dtype="float32")(
+            net
+        )
         return {"predictions": output}
 
 
@@ -75,6 +77,7 @@ class MoeModel(models.BaseModel):
             outputs * (num_mixtures + 1), use_bias=False, kernel_regularizer=_l2(l2_penalty), name="gates"
         )(net)
         experts = keras.layers.Dense(outputs * num_mixtures, kernel_regularizer=_l2(l2_penalty), name="experts")(net)
+        gates, experts = ops.cast(gates, "float32"), ops.cast(experts, "float32")  # With mixed precision they are not.
         gate_weights = ops.softmax(ops.reshape(gates, (-1, outputs, num_mixtures + 1)))
         expert_opinions = ops.sigmoid(ops.reshape(experts, (-1, outputs, num_mixtures)))
         probability = ops.sum(gate_weights[:, :, :num_mixtures] * expert_opinions, axis=-1)

@@ -15,7 +15,7 @@ import time
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import checkpoints, eval_util, readers, sample_data, tfrecords, utils
+from cats_vs_dogs import bad_examples, checkpoints, eval_util, readers, sample_data, utils
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
 
 FLAGS = flags.FLAGS
@@ -120,17 +120,14 @@ def main() -> None:
     pattern = FLAGS.eval_data_pattern or sample_data.pattern("validation")
     if not FLAGS.eval_data_pattern:
         logging.info("No --eval_data_pattern given: using the kit's own sample set, %s", pattern)
-    files = utils.list_files(pattern, "eval_data_pattern")
     eval_dir = os.path.join(FLAGS.train_dir, "eval")
     utils.make_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
-    bad_records = {}
-    records = {path: tfrecords.count_records(path) for path in files}
-    if FLAGS.bad_examples == "skip":
-        bad_records = readers.list_bad_examples(reader, records, os.path.join(eval_dir, "bad_examples.csv"))
-    batches = readers.make_dataset(reader, files, FLAGS.batch_size, bad_records)
+    bad_path = os.path.join(eval_dir, "bad_examples.csv")
+    shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, FLAGS.bad_examples, bad_path)
+    batches = readers.make_dataset(reader, shards, FLAGS.batch_size)
     logging.info("Using batch size of %d for evaluation.", FLAGS.batch_size)
-    logging.info("number of evaluation files: %d", len(files))
+    logging.info("number of evaluation files: %d", len(shards.files))
 
     writer = tf.summary.create_file_writer(eval_dir)
     evaluated = None
@@ -143,7 +140,7 @@ def main() -> None:
         logging.info("Loading checkpoint for eval: %s", checkpoint_path)
         checkpoints.restore_classifier(classifier, checkpoint_path)
         step = checkpoints.step_of(checkpoint_path)
-        with readers.named_errors(reader, files):
+        with bad_examples.named_errors(reader, shards):
             metrics = evaluate(classifier, batches, step, writer)
         metrics["eval_data_pattern"] = pattern
         utils.write_json(os.path.join(eval_dir, f"metrics-{step}.json"), metrics)

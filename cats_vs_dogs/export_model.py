@@ -50,10 +50,17 @@ class ModelExporter:
                 "predictions": tf.concat([1.0 - dog, dog], axis=1),
             }
 
+        self._classifier = classifier
         self._module = tf.Module()
         self._module.predict = predict
         variables = classifier.model.weights + classifier.model.seed_states
         self._module.tracked = [variable.value for variable in variables]
+
+    def copy_weights(self, classifier: Classifier) -> None:
+        """Takes over the weights of a classifier of the same kind, which may calculate in another precision."""
+        if classifier is not self._classifier:
+            for target, source in zip(self._classifier.model.weights, classifier.model.weights, strict=True):
+                target.assign(source)
 
     def export_model(self, model_dir: str) -> None:
         """Writes a SavedModel, aside first and renamed when whole. An older one there is replaced.

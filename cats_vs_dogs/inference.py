@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import checkpoints, eval_util, readers, sample_data, tfrecords, utils
+from cats_vs_dogs import bad_examples, checkpoints, eval_util, readers, sample_data, utils
 from cats_vs_dogs.classifier import Classifier
 
 FLAGS = flags.FLAGS
@@ -107,24 +107,21 @@ def main() -> None:
     pattern = FLAGS.input_data_pattern or sample_data.pattern("test")
     if not FLAGS.input_data_pattern:
         logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
+    output_file = FLAGS.output_file or os.path.join(FLAGS.train_dir, "predictions.csv")
+    reader = readers.get_reader(False, spec.image_size, spec.resize_method)
     files = utils.list_files(pattern, "input_data_pattern")
     logging.info("number of input files: %d", len(files))
-    output_file = FLAGS.output_file or os.path.join(FLAGS.train_dir, "predictions.csv")
-
-    reader = readers.get_reader(False, spec.image_size, spec.resize_method)
     with utils.write_aside(output_file, "output_file") as output:
         if readers.is_picture(files[0]):
             batches = readers.make_picture_dataset(reader, files, FLAGS.batch_size)
-            with readers.named_picture_errors(reader, files):
-                predict(classifier, batches, output, FLAGS.output_column)
+            errors = bad_examples.named_picture_errors(reader, files)
         else:
-            records = {path: tfrecords.count_records(path) for path in files}
-            bad_records = {}
-            if FLAGS.bad_examples == "skip":
-                bad_records = readers.list_bad_examples(reader, records, f"{output_file}.bad_examples.csv")
-            batches = readers.make_dataset(reader, files, FLAGS.batch_size, bad_records)
-            with readers.named_errors(reader, files):
-                predict(classifier, batches, output, FLAGS.output_column)
+            bad_path = f"{output_file}.bad_examples.csv"
+            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, FLAGS.bad_examples, bad_path)
+            batches = readers.make_dataset(reader, shards, FLAGS.batch_size)
+            errors = bad_examples.named_errors(reader, shards)
+        with errors:
+            predict(classifier, batches, output, FLAGS.output_column)
     logging.info("Done with inference. The output file was written to %s", output_file)
 
 

@@ -114,8 +114,8 @@ def build_model(
             raise UserError(_raw_op_message(name, error)) from error
         raise user_code_error(f"{name}.create_model", error) from error
     _check_result(name, result, num_classes)
-    predictions = result["predictions"]
-    losses = {key: result[key] for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
+    predictions = _as_float32(result["predictions"])
+    losses = {key: _as_float32(result[key]) for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
     try:
         network = keras.Model(images, predictions, name=name)
         with_losses = None
@@ -133,6 +133,10 @@ def build_model(
     if not built.trainable_variables:
         raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
     return built
+
+
+def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    return tensor if tensor.dtype == "float32" else keras.ops.cast(tensor, "float32")
 
 
 def _is_symbolic(value: Any) -> bool:

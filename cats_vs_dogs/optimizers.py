@@ -38,13 +38,18 @@ def check_name(name: str) -> None:
 
 
 def make_optimizer(
-    name: str, learning_rate: keras.optimizers.schedules.LearningRateSchedule
+    name: str,
+    learning_rate: keras.optimizers.schedules.LearningRateSchedule,
+    clip_gradient_norm: float = 0.0,
+    scale_loss: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Makes an optimizer.
 
     Args:
         name: a name of 2017, such as "AdamOptimizer", or of Keras, such as "AdamW".
         learning_rate: the schedule, a function of the optimizer's step.
+        clip_gradient_norm: largest norm of the gradient of each variable; 0: no limit.
+        scale_loss: whether the loss is scaled, up and down by what the gradients bear, as float16 needs.
 
     Returns:
         The optimizer.
@@ -54,7 +59,8 @@ def make_optimizer(
     """
     check_name(name)
     optimizer_class, arguments = _available()[name]
-    return optimizer_class(learning_rate=learning_rate, **arguments)
+    optimizer = optimizer_class(learning_rate=learning_rate, clipnorm=clip_gradient_norm or None, **arguments)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):

@@ -4,20 +4,19 @@ Records are shuffled while they are still JPEG bytes, and pictures stay uint8 un
 fraction of the memory of float32 pixels.
 """
 
-import contextlib
-import csv
+import dataclasses
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
-from absl import logging
 
 from cats_vs_dogs import tfrecords
-from cats_vs_dogs.utils import UserError
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 
 _SHUFFLE_BYTES = 128 * 2**20  # how much of the shards the shuffle buffer holds
+_READ_BYTES = 256 * 2**10  # how much is read from a file at once
 
 
 def scale_images(images: tf.Tensor) -> tf.Tensor:
@@ -154,44 +153,66 @@ def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseRe
     return reader_class(image_size=image_size, resize_method=resize_method)
 
 
-def _prepare_function(reader: BaseReader):
-    """The reader's function for batches; the one that keeps uint8 unless a subclass has its own way to prepare."""
+def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Returns the reader's function for a batch of records: the one that keeps uint8, if no subclass replaced it."""
     if type(reader).prepare_serialized_examples is CatsVsDogsTestFeatureReader.prepare_serialized_examples:
         return reader.decode_serialized_examples
     return reader.prepare_serialized_examples
 
 
-def make_dataset(
-    reader: BaseReader,
-    files: Sequence[str],
-    batch_size: int,
-    bad_records: dict[str, list[int]] | None = None,
-) -> tf.data.Dataset:
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """TFRecord files, and which of their records are read.
+
+    Attributes:
+        records: number of records of each file, by path.
+        bad: numbers of the records to leave out, by path.
+    """
+
+    records: dict[str, int]
+    bad: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The paths."""
+        return list(self.records)
+
+    @property
+    def num_examples(self) -> int:
+        """How many records are read."""
+        return sum(self.records.values()) - sum(map(len, self.bad.values()))
+
+    @property
+    def offsets(self) -> list[int]:
+        """For each file, and behind the last, how many records are read before it."""
+        read = [count - len(self.bad.get(path, ())) for path, count in self.records.items()]
+        return [0, *itertools.accumulate(read)]
+
+
+def make_dataset(reader: BaseReader, shards: Shards, batch_size: int) -> tf.data.Dataset:
     """Returns all records once, in the order of the files and of the records in them.
 
     Args:
         reader: how to read a record.
-        files: TFRecord files.
+        shards: what to read.
         batch_size: records a batch; the last batch may have fewer.
-        bad_records: for each file the numbers of records to leave out, from `find_bad_examples`.
 
     Returns:
         Batches of what the reader gives, with images still uint8 (see `scale_images`).
     """
-    records = tf.data.Dataset.from_tensor_slices(list(files)).flat_map(_record_source(bad_records))
+    records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
     return _decode_batches(reader, records.batch(batch_size))
 
 
 def make_training_dataset(
     reader: BaseReader,
-    files: Sequence[str],
-    num_examples: int,
+    shards: Shards,
     batch_size: int,
     seed: int,
     num_epochs: int,
     start_step: int = 0,
     num_readers: int = 8,
-    bad_records: dict[str, list[int]] | None = None,
+    decoded: tuple[tf.Tensor, ...] | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of a training run, from any step on.
 
@@ -201,36 +222,56 @@ def make_training_dataset(
 
     Args:
         reader: how to read a record.
-        files: TFRecord files.
-        num_examples: how many records the files have, without the bad ones.
+        shards: what to read.
         batch_size: records a batch, over all devices; the last batch of an epoch may have fewer.
         seed: seed of the order.
         num_epochs: passes over the data.
         start_step: number of batches to skip.
         num_readers: how many shards are read in turn.
-        bad_records: for each file the numbers of records to leave out, from `find_bad_examples`.
+        decoded: what `decode_all` gave; then examples are taken from there, in the same order. None: from the files.
 
     Returns:
         Batches of what the reader gives, with images still uint8 (see `scale_images`).
     """
-    steps_per_epoch = -(-num_examples // batch_size)
-    start_epoch, skipped_batches = divmod(start_step, steps_per_epoch)
-    total_bytes = sum(tf.io.gfile.stat(path).length for path in files)
-    buffer_size = max(batch_size, min(num_examples, _SHUFFLE_BYTES * num_examples // total_bytes))
-    source = _record_source(bad_records)
+    start_epoch, skipped_batches = divmod(start_step, -(-shards.num_examples // batch_size))
+    total_bytes = sum(tf.io.gfile.stat(path).length for path in shards.files)
+    buffer_size = max(batch_size, min(shards.num_examples, _SHUFFLE_BYTES * shards.num_examples // total_bytes))
+    source = _record_source(shards) if decoded is None else _number_source(shards)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(files)), seed=[seed, epoch])
-        paths = tf.data.Dataset.from_tensor_slices(tf.gather(tf.constant(list(files)), order))
-        records = paths.interleave(source, cycle_length=num_readers)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards.files), dtype=tf.int64), [seed, epoch])
+        records = tf.data.Dataset.from_tensor_slices(order).interleave(source, cycle_length=num_readers)
         # Sets the first half of the shuffle's seed, in this graph only, so that the process's seed has no part in it.
         tf.random.set_seed(1)
         records = records.shuffle(buffer_size, seed=tf.cast(seed, tf.int64) * 1_000_003 + epoch)
         skip = tf.where(epoch == start_epoch, tf.cast(skipped_batches * batch_size, tf.int64), 0)
         return records.skip(skip).batch(batch_size)
 
-    epochs = tf.data.Dataset.range(start_epoch, num_epochs)
-    return _decode_batches(reader, epochs.flat_map(epoch_batches))
+    batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches)
+    if decoded is None:
+        return _decode_batches(reader, batches)
+
+    def take(numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.gather(column, numbers) for column in decoded)
+
+    return batches.map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:
+    """Reads and decodes every record once.
+
+    Returns:
+        What the reader gives, as if for one batch of all records, with images still uint8.
+    """
+    batches = list(make_dataset(reader, shards, batch_size=256))
+    return tuple(tf.concat(column, axis=0) for column in zip(*batches, strict=True))
+
+
+def decoded_bytes(reader: BaseReader, shards: Shards) -> int:
+    """Returns how much memory `decode_all` takes, but for the ids."""
+    specs = make_dataset(reader, shards, batch_size=1).element_spec
+    fixed = [spec for spec in specs if spec.dtype.size and spec.shape[1:].is_fully_defined()]
+    return shards.num_examples * sum(spec.dtype.size * spec.shape[1:].num_elements() for spec in fixed)
 
 
 def make_picture_dataset(reader: CatsVsDogsTestFeatureReader, files: Sequence[str], batch_size: int) -> tf.data.Dataset:
@@ -258,193 +299,41 @@ def is_picture(path: str) -> bool:
 
 
 def _decode_batches(reader: BaseReader, batches: tf.data.Dataset) -> tf.data.Dataset:
-    batches = batches.map(_prepare_function(reader), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.map(prepare_function(reader), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _record_source(bad_records: dict[str, list[int]] | None):
-    """Returns a function from a path to the dataset of its records, without the bad ones."""
-    if not bad_records:
-        return tf.data.TFRecordDataset
-    keys = [f"{path}\n{number}" for path, numbers in bad_records.items() for number in numbers]
-    bad = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, [1] * len(keys)), default_value=0)
-    # Behind damage nothing can be read, not even to leave it out: bad records at the end are not read at all.
-    readable = [_records_before_bad_end(path, set(numbers)) for path, numbers in bad_records.items()]
-    limits = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(list(bad_records), tf.constant(readable, tf.int64)),
-        default_value=tf.int64.max,
+def _number_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Returns a function from the number of a file to the numbers of its records among all that are read."""
+    offsets = tf.constant(shards.offsets, tf.int64)
+    return lambda file: tf.data.Dataset.range(offsets[file], offsets[file + 1])
+
+
+def _record_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Returns a function from the number of a file to the dataset of its records, without the bad ones."""
+    files = tf.constant(shards.files)
+    if not shards.bad:
+        return lambda file: tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES)
+    bad_keys = [shards.files.index(path) << 40 | number for path, numbers in shards.bad.items() for number in numbers]
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(bad_keys, tf.int64), tf.ones(len(bad_keys), tf.int64)),
+        default_value=0,
     )
+    # Behind damage nothing can be read, not even to leave it out: bad records at the end are not read at all.
+    limits = tf.constant([_records_before_bad_end(shards, path) for path in shards.files], tf.int64)
 
-    def good_records(path: tf.Tensor) -> tf.data.Dataset:
+    def good_records(file: tf.Tensor) -> tf.data.Dataset:
         def is_good(number: tf.Tensor, unused_record: tf.Tensor) -> tf.Tensor:
-            return bad.lookup(tf.strings.join([path, "\n", tf.strings.as_string(number)])) == 0
+            return table.lookup(tf.bitwise.left_shift(file, tf.constant(40, tf.int64)) + number) == 0
 
-        records = tf.data.TFRecordDataset(path).take(limits.lookup(path)).enumerate()
+        records = tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES).take(limits[file]).enumerate()
         return records.filter(is_good).map(lambda unused_number, record: record)
 
     return good_records
 
 
-def _records_before_bad_end(path: str, bad_numbers: set[int]) -> int:
-    count = tfrecords.count_records(path)
-    while count - 1 in bad_numbers:
+def _records_before_bad_end(shards: Shards, path: str) -> int:
+    count, bad = shards.records[path], set(shards.bad.get(path, ()))
+    while count - 1 in bad:
         count -= 1
     return count
-
-
-def find_bad_examples(
-    reader: BaseReader, files: Sequence[str], first_only: bool = False
-) -> list[tuple[str, int, str, str]]:
-    """Reads all records and returns those that the reader cannot read.
-
-    Args:
-        reader: how to read a record.
-        files: TFRecord files.
-        first_only: stop at the first one.
-
-    Returns:
-        (file, number of the record in it from 0, id or "", reason) for each.
-    """
-    prepare = tf.function(_prepare_function(reader), input_signature=[tf.TensorSpec([1], tf.string)])
-    bad = []
-    for path in files:
-        records = tf.data.TFRecordDataset(path).enumerate()
-        # Only the numbers of the good records come back, decoded by all cores; the few others are then looked at.
-        good = records.map(lambda number, record: (number, prepare(record[tf.newaxis])), tf.data.AUTOTUNE)
-        good = good.map(lambda number, unused_outputs: number).ignore_errors()
-        good_numbers = set(good.as_numpy_iterator())
-        try:
-            for number, record in records.filter(lambda number, unused: True).as_numpy_iterator():
-                if number in good_numbers:
-                    continue
-                try:
-                    prepare(tf.constant([record]))
-                except tf.errors.OpError as error:
-                    bad.append((path, int(number), _id_of(record), _reason(error)))
-                    if first_only:
-                        return bad
-        except tf.errors.DataLossError as error:
-            count = tfrecords.count_records(path)
-            readable = len(good_numbers) + sum(1 for one in bad if one[0] == path)
-            bad.extend((path, number, "", _reason(error)) for number in range(readable, count))
-            if first_only:
-                return bad[:1]
-    return bad
-
-
-def _id_of(record: bytes) -> str:
-    with contextlib.suppress(Exception):  # Whatever is wrong with the record is said elsewhere.
-        feature = tf.train.Example.FromString(record).features.feature[tfrecords.FILENAME]
-        return feature.bytes_list.value[0].decode("utf-8", "replace")
-    return ""
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """Says in a few words what a TensorFlow error about a record means."""
-    text = str(error.message)
-    if isinstance(error, tf.errors.DataLossError):
-        return "the shard is damaged from here on (checksum)"
-    if f"Key: {tfrecords.LABEL}" in text or f"{tfrecords.LABEL} (data type" in text:
-        return f"it has no {tfrecords.LABEL}; test shards cannot be used here, give labelled ones"
-    if tfrecords.IMAGE in text:
-        return f"it has no {tfrecords.IMAGE}"
-    if "must be 0 (cat)" in text:
-        return f"{tfrecords.LABEL} is neither 0 (cat) nor 1 (dog)"
-    if "parse" in text.lower() and "example" in text.lower():
-        return "it is not a tf.train.Example"
-    return "its picture cannot be decoded"
-
-
-def list_bad_examples(reader: BaseReader, records: dict[str, int], csv_path: str) -> dict[str, list[int]]:
-    """Reads all records and lists those that cannot be read in a CSV file.
-
-    Args:
-        reader: how to read a record.
-        records: number of records of each file.
-        csv_path: where the list goes; nothing is written if all can be read.
-
-    Returns:
-        For each file with bad records their numbers, for `make_dataset` and `make_training_dataset`.
-
-    Raises:
-        UserError: if more than half of the records are bad.
-    """
-    bad = find_bad_examples(reader, list(records))
-    if not bad:
-        return {}
-    num_records = sum(records.values())
-    path, number, _, reason = bad[0]
-    logging.warning("%d of %d records cannot be read and are skipped; %s lists them", len(bad), num_records, csv_path)
-    if len(bad) > num_records / 2:
-        raise UserError(
-            f"{len(bad)} of {num_records} records cannot be read, more than half; the first: {path}: record {number}: "
-            f"{reason}"
-        )
-    with tf.io.gfile.GFile(csv_path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["File", "Record", "Id", "Reason"])
-        writer.writerows(bad)
-    numbers: dict[str, list[int]] = {}
-    for path, number, _, _ in bad:
-        numbers.setdefault(path, []).append(number)
-    return numbers
-
-
-@contextlib.contextmanager
-def named_errors(reader: BaseReader, files: Sequence[str]) -> Iterator[None]:
-    """Turns an error of the input pipeline inside the block into one that names the record.
-
-    Costs nothing until something fails; then the shards are read once more to find the record.
-
-    Raises:
-        UserError: naming shard, number of the record and id.
-    """
-    try:
-        yield
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        bad = find_bad_examples(reader, files, first_only=True)
-        if not bad:
-            raise
-        path, number, example_id, reason = bad[0]
-        name = f" ({example_id})" if example_id else ""
-        advice = "" if tfrecords.LABEL in reason else "; mend or remove it, or pass --bad_examples=skip"
-        raise UserError(f"{path}: record {number}{name}: {reason}{advice}") from error
-
-
-@contextlib.contextmanager
-def named_picture_errors(reader: CatsVsDogsTestFeatureReader, files: Sequence[str]) -> Iterator[None]:
-    """The same as `named_errors` for plain picture files.
-
-    Raises:
-        UserError: naming the file.
-    """
-    try:
-        yield
-    except tf.errors.InvalidArgumentError:
-        bad = next(iter(find_bad_pictures(reader, files)), None)
-        if bad is None:
-            raise
-        raise UserError(
-            f"{bad}: not a JPEG, PNG, GIF or BMP that can be decoded; mend or remove it, and give pictures and shards "
-            "by patterns of their own"
-        ) from None
-
-
-def check_first_example(reader: BaseReader, files: Sequence[str]) -> None:
-    """Reads the very first record, to notice shards of the wrong kind before anything else is done.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    with named_errors(reader, files[:1]):
-        next(iter(make_dataset(reader, files[:1], batch_size=1)))
-
-
-def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, files: Sequence[str]) -> Iterator[str]:
-    """Yields the picture files that cannot be decoded."""
-    decode = tf.function(reader.decode_images, input_signature=[tf.TensorSpec([1], tf.string)])
-    for path in files:
-        try:
-            decode(tf.io.read_file(path)[tf.newaxis])
-        except tf.errors.OpError:
-            yield path

@@ -25,6 +25,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from cats_vs_dogs import (
+    bad_examples,
     checkpoints,
     distribution,
     eval_util,
@@ -32,7 +33,6 @@ from cats_vs_dogs import (
     optimizers,
     readers,
     sample_data,
-    tfrecords,
     utils,
 )
 from cats_vs_dogs.classifier import Classifier, ModelSpec
@@ -59,6 +59,13 @@ def define_flags() -> None:
         ["fail", "skip"],
         "What to do with a record that cannot be read: fail names it and stops; skip reads everything once before, "
         "leaves the bad ones out and lists them in train_dir/bad_examples.csv.",
+    )
+    flags.DEFINE_enum(
+        "cache",
+        "auto",
+        ["auto", "memory", "none"],
+        "Whether decoded pictures stay in memory for the next epochs; auto: if they take at most a quarter of the free "
+        "memory. The order of examples is the same either way.",
     )
 
     # Model flags.
@@ -135,8 +142,21 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("keep_checkpoints", 5, "How many checkpoints to keep, the newest ones.", lower_bound=1)
 
+    flags.DEFINE_list(
+        "profile_steps",
+        [],
+        "Two steps, such as 10,20: what is done between them is recorded for the Profile tab of TensorBoard. Empty: no "
+        "profile.",
+    )
+
     # Other flags.
     flags.DEFINE_integer("num_readers", 8, "How many shards are read in turn.", lower_bound=1)
+    flags.DEFINE_enum(
+        "precision",
+        "float32",
+        ["float32", "mixed_bfloat16", "mixed_float16"],
+        "What the layers calculate in while training. Weights, loss and export are float32 in any case.",
+    )
     flags.DEFINE_enum(
         "jit_compile",
         "auto",
@@ -175,11 +195,12 @@ class Trainer:
         optimizer: built, with a learning rate that is a function of its step.
         strategy: on which devices to train.
         regularization_penalty: weight of the regularization loss.
-        clip_gradient_norm: largest norm of the gradient of a variable; 0: no limit.
         jit_compile: whether XLA compiles the forward and backward pass.
 
     Attributes:
-        seconds: how long all steps took, without building their graph.
+        timed_steps: number of steps timed so far: all but the first, which waits for the graph to be built.
+        seconds: how long they took.
+        waiting_seconds: how much of it they waited for a batch.
     """
 
     def __init__(
@@ -188,15 +209,16 @@ class Trainer:
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
         regularization_penalty: float,
-        clip_gradient_norm: float,
         jit_compile: bool,
     ):
+        self.timed_steps = 0
         self.seconds = 0.0
+        self.waiting_seconds = 0.0
+        self._is_warm = False
         self._classifier = classifier
         self._optimizer = optimizer
         self._strategy = strategy
         self._regularization_penalty = regularization_penalty
-        self._clip_gradient_norm = clip_gradient_norm
         self._gradients = tf.function(self._gradients_of_batch, jit_compile=jit_compile)
         self._replica_step = tf.function(self._step_on_replica)
         self._run_steps = tf.function(self._run_steps_in_graph)
@@ -211,22 +233,34 @@ class Trainer:
         Returns:
             The outputs of the last step.
         """
-        self._run_steps.get_concrete_function(batches, tf.constant(1))  # Builds the graph the first time.
+        if not self._is_warm and num_steps > 1:
+            self._run_steps(batches, tf.constant(1))
+            num_steps -= 1
+        self._is_warm = True
         start = time.monotonic()
-        outputs = self._run_steps(batches, tf.constant(num_steps))
+        waiting, outputs = self._run_steps(batches, tf.constant(num_steps))
         label_loss, regularization_loss, images, probabilities, labels = map(
             self._strategy.experimental_local_results, outputs
         )
         finished = StepOutputs(
             float(sum(label_loss)), float(sum(regularization_loss)), list(images), list(probabilities), list(labels)
         )
+        self.timed_steps += num_steps
         self.seconds += time.monotonic() - start
+        self.waiting_seconds += float(waiting)
         return finished
 
     def _run_steps_in_graph(self, batches, num_steps):
+        waiting = tf.constant(0.0, tf.float64)
+        step_done = tf.timestamp()
         for _ in tf.range(num_steps - 1):
-            self._strategy.run(self._replica_step, args=next(batches))
-        return self._strategy.run(self._replica_step, args=next(batches))
+            batch, seconds = _next_batch(batches, step_done)
+            outputs = self._strategy.run(self._replica_step, args=batch)
+            waiting += seconds
+            with tf.control_dependencies(self._strategy.experimental_local_results(outputs[0])):
+                step_done = tf.timestamp()
+        batch, seconds = _next_batch(batches, step_done)
+        return waiting + seconds, self._strategy.run(self._replica_step, args=batch)
 
     def _step_on_replica(self, unused_ids, images, labels):
         replicas = tf.distribute.get_replica_context()
@@ -236,10 +270,8 @@ class Trainer:
         # A variable that the loss does not depend on has no gradient.
         variables = self._classifier.model.trainable_variables
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        # Summed here, since Keras clips before it sums. It then sums once more: each replica gives its part of the sum.
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, [gradient for gradient, _ in pairs])
-        if self._clip_gradient_norm > 0:
-            gradients = [tf.clip_by_norm(gradient, self._clip_gradient_norm) for gradient in gradients]
-        # Keras sums over replicas once more, so each gives its part of what is already the sum.
         gradients = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply_gradients(zip(gradients, [variable for _, variable in pairs], strict=True))
         return label_loss, regularization_loss, images, probabilities, labels
@@ -252,8 +284,20 @@ class Trainer:
             label_loss = share * self._classifier.label_loss(outputs, labels)
             regularization_loss = self._classifier.regularization_loss(outputs) / self._strategy.num_replicas_in_sync
             loss = label_loss + self._regularization_penalty * regularization_loss
+            if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+                loss = self._optimizer.scale_loss(loss)
         probabilities = self._classifier.loss.probability(outputs["predictions"])
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
+
+
+def _next_batch(batches, after: tf.Tensor):
+    """Takes a batch once `after` is there, and says how many seconds that took."""
+    with tf.control_dependencies([after]):
+        asked = tf.timestamp()
+    with tf.control_dependencies([asked]):
+        batch = next(batches)
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return batch, tf.timestamp() - asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +352,6 @@ class Report:
         classifier: its weights are shown as histograms.
         learning_rate: function from the number of steps done to the learning rate of the next.
         plan: how many examples the steps take.
-        start_step: the step that training goes on from.
     """
 
     def __init__(
@@ -317,21 +360,21 @@ class Report:
         classifier: Classifier,
         learning_rate: Callable[[int], tf.Tensor],
         plan: Plan,
-        start_step: int,
     ):
+        self.train_dir = train_dir
         self._writer = tf.summary.create_file_writer(train_dir)
         self._classifier = classifier
         self._learning_rate = learning_rate
         self._plan = plan
-        self._last_step, self._last_seconds = start_step, 0.0
+        self._last_clock = (0, 0.0, 0.0)
 
-    def log_step(self, step: int, outputs: StepOutputs, seconds: float) -> None:
+    def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step and writes its scalars.
 
         Args:
             step: the number of steps done.
             outputs: of the last of them.
-            seconds: how long all steps of this process took.
+            trainer: how long its steps took.
 
         Raises:
             UserError: if the loss's probability() gives something else than probabilities.
@@ -342,18 +385,22 @@ class Report:
         hit_at_one = eval_util.calculate_hit_at_one(probabilities, labels)
         perr = eval_util.calculate_precision_at_equal_recall_rate(both_probabilities, both_labels)
         gap = eval_util.calculate_gap(both_probabilities, both_labels)
-        num_examples = self._plan.examples_at(step) - self._plan.examples_at(self._last_step)
-        examples_per_second = num_examples / max(seconds - self._last_seconds, 1e-9)
-        self._last_step, self._last_seconds = step, seconds
+        clock = (trainer.timed_steps, trainer.seconds, trainer.waiting_seconds)
+        timed_steps, seconds, waiting = (now - then for now, then in zip(clock, self._last_clock, strict=True))
+        num_examples = self._plan.examples_at(step) - self._plan.examples_at(step - timed_steps)
+        examples_per_second, data_wait = num_examples / seconds, waiting / seconds
+        self._last_clock = clock
         logging.info(
-            "training step %d | Loss: %.2f Examples/sec: %.2f | Hit@1: %.2f PERR: %.2f GAP: %.2f",
-            *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap),
+            "training step %d | Loss: %.2f Examples/sec: %.2f | Hit@1: %.2f PERR: %.2f GAP: %.2f | Waiting for data: "
+            "%.0f%%",
+            *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap, 100 * data_wait),
         )
         with self._writer.as_default(step=step):
             tf.summary.scalar("model/Training_Hit@1", hit_at_one)
             tf.summary.scalar("model/Training_Perr", perr)
             tf.summary.scalar("model/Training_GAP", gap)
             tf.summary.scalar("global_step/Examples/Second", examples_per_second)
+            tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
             tf.summary.scalar("label_loss", outputs.label_loss)
             tf.summary.scalar("reg_loss", outputs.regularization_loss)
             tf.summary.scalar("learning_rate", self._learning_rate(step - 1))
@@ -374,15 +421,20 @@ def _whole(parts: list[tf.Tensor]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """When things are due, besides at the end; 0: only then. `save` is in seconds, the others in steps."""
+    """When things are due, besides at the end; 0: only then. `save` is in seconds, the others in steps.
+
+    `profile` are the steps between which a profile is recorded.
+    """
 
     log: int
     export: int
     save: float
+    profile: tuple[int, ...] = ()
 
     def steps_until_due(self, step: int, total_steps: int) -> int:
         """Returns how many steps there are from `step` to the next one at which something is due."""
-        return min(total_steps - step, *(period - step % period for period in (self.log, self.export) if period))
+        due = [step + period - step % period for period in (self.log, self.export) if period]
+        return min(after for after in (total_steps, *due, *self.profile) if after > step) - step
 
 
 def train_loop(
@@ -410,6 +462,8 @@ def train_loop(
     """
     step, last_save = int(checkpoint.step), time.monotonic()
     while step < total_steps:
+        if step in periods.profile[:1]:
+            tf.profiler.experimental.start(report.train_dir)
         num_steps = periods.steps_until_due(step, total_steps)
         outputs = trainer.run_steps(batches, num_steps)
         check_finite(outputs, step, step + num_steps)
@@ -417,8 +471,10 @@ def train_loop(
         checkpoint.step.assign(step)
         at_end = step == total_steps
 
+        if step in periods.profile[1:]:
+            tf.profiler.experimental.stop()
         if at_end or step % periods.log == 0:
-            report.log_step(step, outputs, trainer.seconds)
+            report.log_step(step, outputs, trainer)
         if at_end or (periods.save and time.monotonic() - last_save >= periods.save):
             checkpoint.save()
             last_save = time.monotonic()
@@ -532,6 +588,7 @@ def main() -> None:
     )
     spec.classes()  # Wrong names are said before anything is read or written.
     optimizers.check_name(FLAGS.optimizer)
+    profile_steps = parse_profile_steps(FLAGS.profile_steps)
     check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
     tf.debugging.set_log_device_placement(FLAGS.log_device_placement)
 
@@ -539,18 +596,14 @@ def main() -> None:
     pattern = FLAGS.train_data_pattern or sample_data.pattern("train")
     if not FLAGS.train_data_pattern:
         logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
-    records = {path: tfrecords.count_records(path) for path in utils.list_files(pattern, "train_data_pattern")}
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
-    bad_records = {}
-    if FLAGS.bad_examples == "skip":
-        bad_records = readers.list_bad_examples(reader, records, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
-    else:
-        readers.check_first_example(reader, list(records))
+    bad_path = os.path.join(FLAGS.train_dir, "bad_examples.csv")
+    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, FLAGS.bad_examples, bad_path)
 
     # The model, and how many steps it trains.
     strategy = distribution.make_strategy()
     plan = Plan(
-        num_examples=sum(records.values()) - sum(map(len, bad_records.values())),
+        num_examples=shards.num_examples,
         batch_size=FLAGS.batch_size * strategy.num_replicas_in_sync,
         num_epochs=FLAGS.num_epochs,
         max_steps=FLAGS.max_steps,
@@ -565,8 +618,13 @@ def main() -> None:
         plan.total_steps,
     )
     with strategy.scope():
-        classifier = Classifier(spec, FLAGS.seed)
-        optimizer = optimizers.make_optimizer(FLAGS.optimizer, learning_rate)
+        classifier = Classifier(spec, FLAGS.seed, FLAGS.precision)
+        optimizer = optimizers.make_optimizer(
+            FLAGS.optimizer,
+            learning_rate,
+            FLAGS.clip_gradient_norm / strategy.num_replicas_in_sync,  # Each replica gives its part of the gradient.
+            scale_loss=FLAGS.precision == "mixed_float16",
+        )
         optimizer.build(classifier.model.trainable_variables)
 
     flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
@@ -579,14 +637,14 @@ def main() -> None:
         checkpoint = checkpoints.TrainingCheckpoint(FLAGS.train_dir, classifier, optimizer, FLAGS.keep_checkpoints)
     restored = checkpoint.restore_latest()
     if restored:
-        warn_of_changes(FLAGS.train_dir, flag_values, records)
+        warn_of_changes(FLAGS.train_dir, flag_values, shards.records)
     start_step = int(checkpoint.step)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
     checkpoints.save_spec(FLAGS.train_dir, spec)
-    write_run_record(FLAGS.train_dir, flag_values, records, num_parameters)
+    write_run_record(FLAGS.train_dir, flag_values, shards.records, num_parameters)
 
     logging.info(f"{spec.model}: {num_parameters:,} parameters.")
-    logging.info("Number of training files: %d.", len(records))
+    logging.info("Number of training files: %d.", len(shards.files))
     logging.info("Using batch size of %d for training.", plan.batch_size)
     logging.info(str(plan))
     logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
@@ -597,43 +655,75 @@ def main() -> None:
             *(start_step, plan.total_steps, "--max_steps" if plan.ends_at_max_steps else "--num_epochs"),
         )
 
-    batches = readers.make_training_dataset(
-        reader,
-        list(records),
-        plan.num_examples,
-        plan.batch_size,
-        FLAGS.seed,
-        FLAGS.num_epochs,
-        start_step,
-        FLAGS.num_readers,
-        bad_records,
-    )
-    has_gpu = bool(tf.config.list_logical_devices("GPU"))
-    exporter = export_model.ModelExporter(classifier)
+    exporter = export_model.ModelExporter(classifier if FLAGS.precision == "float32" else Classifier(spec))
 
     def export(step: int) -> None:
         model_dir = export_model.export_path(FLAGS.train_dir, step)
         logging.info("Exporting the model at step %d to %s.", step, model_dir)
+        exporter.copy_weights(classifier)
         exporter.export_model(model_dir)
 
-    with readers.named_errors(reader, list(records)):
+    has_gpu = bool(tf.config.list_logical_devices("GPU"))
+    with bad_examples.named_errors(reader, shards):
+        epochs_left = plan.num_epochs - start_step / plan.steps_per_epoch
+        batches = readers.make_training_dataset(
+            reader,
+            shards,
+            plan.batch_size,
+            FLAGS.seed,
+            FLAGS.num_epochs,
+            start_step,
+            FLAGS.num_readers,
+            decoded=readers.decode_all(reader, shards) if use_cache(FLAGS.cache, reader, shards, epochs_left) else None,
+        )
         train_loop(
             Trainer(
                 classifier,
                 optimizer,
                 strategy,
                 FLAGS.regularization_penalty,
-                FLAGS.clip_gradient_norm,
                 jit_compile={"on": True, "off": False, "auto": has_gpu}[FLAGS.jit_compile],
             ),
-            iter(strategy.experimental_distribute_dataset(batches)),
+            iter(distribution.distribute(strategy, batches)),
             checkpoint,
-            Report(FLAGS.train_dir, classifier, learning_rate, plan, start_step),
+            Report(FLAGS.train_dir, classifier, learning_rate, plan),
             export,
             plan.total_steps,
-            Periods(FLAGS.log_steps, FLAGS.export_model_steps, FLAGS.save_checkpoint_secs),
+            Periods(FLAGS.log_steps, FLAGS.export_model_steps, FLAGS.save_checkpoint_secs, profile_steps),
         )
     log_next_commands(FLAGS.train_dir, FLAGS["train_dir"].using_default_value, bool(FLAGS.train_data_pattern))
+
+
+def parse_profile_steps(values: list[str]) -> tuple[int, ...]:
+    """Returns the two steps of --profile_steps, or ().
+
+    Raises:
+        UserError: if it is neither empty nor two growing step numbers.
+    """
+    if values and not (len(values) == 2 and all(map(str.isdigit, values)) and int(values[0]) < int(values[1])):
+        raise utils.UserError(f"--profile_steps={','.join(values)}: give two steps, the first the smaller: 10,20")
+    return tuple(map(int, values))
+
+
+def use_cache(cache: str, reader: readers.BaseReader, shards: readers.Shards, epochs_left: float) -> bool:
+    """Returns whether to keep decoded pictures in memory, and logs why.
+
+    Args:
+        cache: "auto", "memory" or "none".
+        reader: how to read a record.
+        shards: what to read.
+        epochs_left: how many epochs are still to be trained.
+    """
+    if cache == "none" or epochs_left <= 0:
+        return False
+    needed, free = readers.decoded_bytes(reader, shards), utils.free_memory()
+    sizes = f"{needed / 2**20:,.0f} MiB of pictures, {free / 2**20:,.0f} MiB of free memory"
+    if cache == "memory" or (epochs_left > 1 and needed <= free / 4):
+        logging.info("Cache: pictures are decoded once and stay in memory (%s).", sizes)
+        return True
+    why = "only one epoch" if epochs_left <= 1 else f"more than a quarter: {sizes}"
+    logging.info("Cache: pictures are decoded in each epoch (%s).", why)
+    return False
 
 
 def log_next_commands(train_dir: str, is_default: bool, has_own_data: bool) -> None:

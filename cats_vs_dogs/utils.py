@@ -275,6 +275,25 @@ def make_folder(path: str, flag: str) -> None:
         raise UserError(f"--{flag}={path}: cannot be written to: {error.message}; name another folder") from error
 
 
+def free_memory() -> int:
+    """Returns how many bytes of memory this process may still take, by the machine and by its control group."""
+
+    def read(path: str) -> str:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+
+    free = []
+    with contextlib.suppress(OSError, ValueError):  # Not on macOS and Windows.
+        free.append(1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", read("/proc/meminfo"))[1]))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # No control group, or one without limit: "max".
+            free.append(int(read(limit)) - int(read(used)))
+    return max(0, min(free)) if free else 4 * 2**30
+
+
 def write_json(path: str, value: dict[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
     import tensorflow as tf

@@ -12,7 +12,7 @@ FLOORS = [
     {"utils"},
     {"average_precision_calculator", "models", "losses", "optimizers", "distribution", "tfrecords"},
     {"mean_average_precision_calculator", "cvd_models", "readers", "sample_data"},
-    {"eval_util", "classifier"},
+    {"eval_util", "classifier", "bad_examples"},
     {"checkpoints"},
     {
         "export_model",

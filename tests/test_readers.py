@@ -10,7 +10,6 @@ from conftest import DATA, jpeg, write_shards
 from PIL import Image
 
 from cats_vs_dogs import readers, tfrecords
-from cats_vs_dogs.utils import UserError
 
 
 def golden_records():
@@ -76,8 +75,8 @@ def test_unlabelled_reader_gives_ids_and_images():
 
 
 def test_dataset_in_order(tmp_path):
-    files = files_of(write_shards(tmp_path, num_examples=23, num_shards=3))
-    dataset = readers.make_dataset(readers.CatsVsDogsFeatureReader(), files, batch_size=10)
+    shards = shards_of(write_shards(tmp_path, num_examples=23, num_shards=3))
+    dataset = readers.make_dataset(readers.CatsVsDogsFeatureReader(), shards, batch_size=10)
     batches = list(dataset)
     assert [len(batch[0]) for batch in batches] == [10, 10, 3]
     assert batches[0][1].dtype == tf.uint8
@@ -87,38 +86,60 @@ def test_dataset_in_order(tmp_path):
     assert list(labels) == [number % 2 for number in numbers]
 
 
-def training_ids(files, num_examples, **kwargs):
+def shards_of(pattern):
+    return readers.Shards({path: tfrecords.count_records(path) for path in files_of(pattern)})
+
+
+def training_ids(shards, **kwargs):
     arguments = {"batch_size": 8, "seed": 5, "num_epochs": 3, "num_readers": 2, **kwargs}
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    return ids_of(readers.make_training_dataset(reader, files, num_examples, **arguments))
+    return ids_of(readers.make_training_dataset(reader, shards, **arguments))
 
 
 def test_training_sees_every_example_once_an_epoch_in_an_order_of_seed_and_epoch(tmp_path):
-    files = files_of(write_shards(tmp_path, num_examples=21, num_shards=3))
-    batches = training_ids(files, 21)
+    shards = shards_of(write_shards(tmp_path, num_examples=21, num_shards=3))
+    batches = training_ids(shards)
     assert [len(batch) for batch in batches] == [8, 8, 5] * 3
     epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
     assert len(set(epochs[0])) == 21
     assert all(collections.Counter(epoch) == collections.Counter(epochs[0]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     tf.random.set_seed(1234)  # The process's seed has no part in it.
-    assert training_ids(files, 21) == batches
-    assert training_ids(files, 21, seed=6) != batches
-    assert training_ids(files, 21, seed=0) != batches
+    assert training_ids(shards) == batches
+    assert training_ids(shards, seed=6) != batches
+    assert training_ids(shards, seed=0) != batches
 
 
 @pytest.mark.parametrize("start_step", [1, 2, 3, 4, 8, 9])
 def test_training_goes_on_at_any_step(tmp_path, start_step):
-    files = files_of(write_shards(tmp_path, num_examples=21, num_shards=3))
-    assert training_ids(files, 21, start_step=start_step) == training_ids(files, 21)[start_step:]
+    shards = shards_of(write_shards(tmp_path, num_examples=21, num_shards=3))
+    assert training_ids(shards, start_step=start_step) == training_ids(shards)[start_step:]
 
 
 def test_skipped_examples_are_not_decoded(tmp_path):
     # The broken example is the first of all; whoever decodes it fails.
-    files = files_of(write_shards(tmp_path, num_examples=2, num_shards=1, bad=(0, 1)))
+    shards = shards_of(write_shards(tmp_path, num_examples=2, num_shards=1, bad=(0, 1)))
     with pytest.raises(tf.errors.InvalidArgumentError):
-        training_ids(files, 2, batch_size=1, num_epochs=1)
-    assert training_ids(files, 2, batch_size=1, num_epochs=1, start_step=2) == []
+        training_ids(shards, batch_size=1, num_epochs=1)
+    assert training_ids(shards, batch_size=1, num_epochs=1, start_step=2) == []
+
+
+@pytest.mark.parametrize("start_step", [0, 4])
+def test_decoded_examples_come_in_the_same_order(tmp_path, start_step):
+    shards = shards_of(write_shards(tmp_path, num_examples=21, num_shards=3))
+    reader = readers.CatsVsDogsFeatureReader(image_size=4)
+    decoded = readers.decode_all(reader, shards)
+    assert [column.shape[0] for column in decoded] == [21, 21, 21]
+    assert sum(column.shape.num_elements() * column.dtype.size for column in decoded[1:]) == readers.decoded_bytes(
+        reader, shards
+    )
+    arguments = {"batch_size": 8, "seed": 5, "num_epochs": 3, "num_readers": 2, "start_step": start_step}
+    streamed = list(readers.make_training_dataset(reader, shards, **arguments))
+    from_memory = list(readers.make_training_dataset(reader, shards, **arguments, decoded=decoded))
+    assert len(streamed) == len(from_memory) == 9 - start_step
+    for one, other in zip(streamed, from_memory, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_subclass_with_its_own_preparation_is_used(tmp_path):
@@ -127,8 +148,8 @@ def test_a_subclass_with_its_own_preparation_is_used(tmp_path):
             ids, images, labels = super().prepare_serialized_examples(serialized_examples)
             return ids, tf.repeat(tf.reduce_mean(images, axis=-1, keepdims=True), 3, axis=-1), labels
 
-    files = files_of(write_shards(tmp_path))
-    (_, images, _), *_ = readers.make_dataset(GrayReader(), files, batch_size=4)
+    shards = shards_of(write_shards(tmp_path))
+    (_, images, _), *_ = readers.make_dataset(GrayReader(), shards, batch_size=4)
     assert images.dtype == tf.float32
     np.testing.assert_array_equal(images[..., 0], images[..., 1])
 
@@ -138,8 +159,8 @@ def test_a_reader_from_scratch(tmp_path):
         def prepare_serialized_examples(self, serialized_examples):
             return (tf.strings.as_string(tf.strings.length(serialized_examples)),)
 
-    files = files_of(write_shards(tmp_path, num_examples=6))
-    assert len(list(readers.make_dataset(MeanReader(), files, batch_size=4))) == 2
+    shards = shards_of(write_shards(tmp_path, num_examples=6))
+    assert len(list(readers.make_dataset(MeanReader(), shards, batch_size=4))) == 2
 
 
 def test_plain_pictures(tmp_path):
@@ -159,75 +180,3 @@ def test_plain_pictures(tmp_path):
     np.testing.assert_array_equal(batches[1][1][1], np.broadcast_to([0, 0, 255], (8, 8, 3)))
     shard = files_of(write_shards(tmp_path / "shards", num_shards=1))[0]
     assert not readers.is_picture(shard)
-
-
-def record_with(**features):
-    def feature(value):
-        if isinstance(value, bytes):
-            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-    named = {name.replace("_", "/"): feature(value) for name, value in features.items()}
-    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
-
-
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        (tfrecords.make_example(jpeg()[:300], "x.jpg", 1), r"record 2 \(x.jpg\): its picture cannot be decoded"),
-        (tfrecords.make_example(b"", "x.jpg", 1), r"\(x.jpg\): its picture cannot be decoded"),
-        (tfrecords.make_example(jpeg(), "x.jpg", None), r"\(x.jpg\): it has no image/class/label; test shards"),
-        (tfrecords.make_example(jpeg(), "x.jpg", 7), r"\(x.jpg\): image/class/label is neither 0 \(cat\) nor 1"),
-        (record_with(image_filename=b"x.jpg", image_class_label=1), r"\(x.jpg\): it has no image/encoded"),
-        (b"not an example", "record 2: it is not a tf.train.Example"),
-    ],
-)
-def test_a_bad_record_is_named(tmp_path, record, said):
-    good = [tfrecords.make_example(jpeg(), f"{i}.jpg", 0) for i in range(4)]
-    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
-    tfrecords.write_shard(paths[0], good)
-    tfrecords.write_shard(paths[1], [*good[:2], record, *good[2:]])
-    reader = readers.CatsVsDogsFeatureReader()
-    with pytest.raises(UserError, match=f"^{paths[1]}: .*{said}"), readers.named_errors(reader, paths):
-        list(readers.make_dataset(reader, paths, batch_size=3))
-
-
-def test_bad_records_are_left_out_and_listed(tmp_path):
-    files = files_of(write_shards(tmp_path / "shards", num_examples=20, num_shards=2, bad=(3, 4, 9)))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    csv_path = tmp_path / "bad_examples.csv"
-    bad_records = readers.list_bad_examples(reader, dict.fromkeys(files, 10), str(csv_path))
-    assert bad_records == {files[0]: [2], files[1]: [1, 4]}
-    listed = [line.split(",")[1:3] for line in csv_path.read_text().splitlines()]
-    assert listed == [["Record", "Id"], ["2", "cat.4.jpg"], ["1", "dog.3.jpg"], ["4", "dog.9.jpg"]]
-    expected = {f"{('cat', 'dog')[i % 2]}.{i}.jpg" for i in range(20) if i not in (3, 4, 9)}
-    in_order = sum(ids_of(readers.make_dataset(reader, files, 8, bad_records)), [])
-    trained = sum(training_ids(files, 17, num_epochs=1, bad_records=bad_records), [])
-    assert set(in_order) == set(trained) == expected
-    assert len(in_order) == len(trained) == 17
-
-
-def test_a_shard_with_a_flipped_bit_is_read_up_to_there(tmp_path):
-    files = files_of(write_shards(tmp_path / "shards", num_examples=10, num_shards=1))
-    shard = tmp_path / "shards" / "train-00000-of-00001"
-    data = bytearray(shard.read_bytes())
-    data[len(data) * 65 // 100] ^= 1  # within record 6
-    shard.write_bytes(data)
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    assert tfrecords.count_records(files[0]) == 10
-    with pytest.raises(UserError, match=r": record 6: the shard is damaged"), readers.named_errors(reader, files):
-        list(readers.make_dataset(reader, files, 4))
-    bad_records = readers.list_bad_examples(reader, {files[0]: 10}, str(tmp_path / "bad.csv"))
-    assert bad_records == {files[0]: [6, 7, 8, 9]}
-    assert len(sum(ids_of(readers.make_dataset(reader, files, 4, bad_records)), [])) == 6
-
-
-def test_more_than_half_bad_stops_in_any_case(tmp_path):
-    files = files_of(write_shards(tmp_path, num_examples=4, num_shards=1, bad=(0, 1, 2)))
-    with pytest.raises(UserError, match="3 of 4 records cannot be read, more than half"):
-        readers.list_bad_examples(readers.CatsVsDogsFeatureReader(), {files[0]: 4}, str(tmp_path / "bad.csv"))
-
-
-def test_nothing_bad_writes_nothing(tmp_path):
-    files = files_of(write_shards(tmp_path))
-    assert readers.list_bad_examples(readers.CatsVsDogsFeatureReader(), dict.fromkeys(files, 8), "/nowhere/x") == {}

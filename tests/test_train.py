@@ -24,9 +24,9 @@ def spec(**changes):
 
 
 def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False):
-    optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate)
+    optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate, clip_gradient_norm)
     optimizer.build(classifier.model.trainable_variables)
-    return train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, clip_gradient_norm, jit_compile)
+    return train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, jit_compile)
 
 
 @pytest.mark.parametrize("steps_at_once", [1, 8])
@@ -61,9 +61,9 @@ def test_gradients_are_clipped_variable_by_variable():
     for norm in (0.0, 1e-3):
         classifier = Classifier(spec())
         before = [weight.numpy() for weight in classifier.model.weights]
-        optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(1.0, 16, "constant"))
+        optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(1.0, 16, "constant"), norm)
         optimizer.build(classifier.model.trainable_variables)
-        trainer = train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 0.0, norm, False)
+        trainer = train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 0.0, False)
         trainer.run_steps(random_batches(1), 1)
         changes[norm] = [w.numpy() - b for w, b in zip(classifier.model.weights, before, strict=True)]
     for free, clipped in zip(changes[0.0], changes[1e-3], strict=True):
@@ -96,6 +96,67 @@ def test_nothing_due_is_passed():
         stops.append(step)
     assert stops == [10, 20, 25, 30, 40, 50, 60, 63]
     assert train.Periods(log=10, export=0, save=0).steps_until_due(7, 8) == 1
+
+
+def test_a_profile_begins_and_ends_at_its_steps():
+    periods = train.Periods(log=10, export=0, save=0, profile=(3, 12))
+    step, stops = 0, []
+    while step < 20:
+        step += periods.steps_until_due(step, 20)
+        stops.append(step)
+    assert stops == [3, 10, 12, 20]
+    assert train.parse_profile_steps(["3", "12"]) == (3, 12)
+    assert train.parse_profile_steps([]) == ()
+    for wrong in (["3"], ["12", "3"], ["a", "b"], ["-1", "3"], ["1", "2", "3"]):
+        with pytest.raises(UserError, match="--profile_steps=.*: give two steps"):
+            train.parse_profile_steps(wrong)
+
+
+def test_the_clock_leaves_the_first_step_out():
+    classifier = Classifier(spec())
+    trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 16))
+    batches = random_batches(6)
+    trainer.run_steps(batches, 4)
+    assert trainer.timed_steps == 3
+    trainer.run_steps(batches, 2)
+    assert trainer.timed_steps == 5
+    assert 0 <= trainer.waiting_seconds < trainer.seconds
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_keeps_weights_predictions_and_loss_in_float32(precision):
+    trained = {}
+    for name in ("float32", precision):
+        classifier = Classifier(spec(model="MoeModel"), precision=name)
+        optimizer = optimizers.make_optimizer(
+            "AdamOptimizer", optimizers.LearningRate(0.01, 16), 1.0, scale_loss=name == "mixed_float16"
+        )
+        optimizer.build(classifier.model.trainable_variables)
+        trainer = train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False)
+        outputs = trainer.run_steps(random_batches(8), 8)
+        assert outputs.probabilities[0].dtype == tf.float32
+        assert {weight.dtype for weight in classifier.model.weights} == {"float32"}
+        trained[name] = outputs.label_loss
+    assert trained[precision] == pytest.approx(trained["float32"], rel=0.02)
+    assert trained[precision] != trained["float32"]
+    Classifier(spec())  # Leaves the process in float32, as the next test expects it.
+
+
+@pytest.mark.parametrize(
+    ("cache", "epochs_left", "free", "expected"),
+    [
+        ("auto", 5, 5 * 400, True),
+        ("auto", 5, 3 * 400, False),
+        ("auto", 1, 10**9, False),
+        ("memory", 1, 0, True),
+        ("none", 5, 10**9, False),
+        ("memory", 0, 10**9, False),
+    ],
+)
+def test_pictures_are_kept_if_they_take_a_quarter_of_the_free_memory(monkeypatch, cache, epochs_left, free, expected):
+    monkeypatch.setattr(train.readers, "decoded_bytes", lambda reader, shards: 400)
+    monkeypatch.setattr(train.utils, "free_memory", lambda: free)
+    assert train.use_cache(cache, None, None, epochs_left) is expected
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
