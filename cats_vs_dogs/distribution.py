@@ -3,6 +3,8 @@
 import tensorflow as tf
 from absl import logging
 
+from cats_vs_dogs import readers
+
 
 def make_strategy() -> tf.distribute.Strategy:
     """Returns a strategy for the devices of this machine: all GPUs if there are several, else the one device."""
@@ -15,8 +17,18 @@ def make_strategy() -> tf.distribute.Strategy:
 
 
 def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Splits global batches over the replicas of a strategy, and brings them to a GPU before they are asked for."""
+    """Brings batches to the devices of a strategy before they are asked for.
+
+    Args:
+        strategy: on which devices to train; a global batch is split over its replicas.
+        batches: global batches of ids, uint8 images and labels.
+
+    Returns:
+        The batches: uint8 on GPUs, where bytes are brought and floats are made; float32 in [-1, 1] on CPUs.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus:
+        batches = readers.scale_batches(batches)
     if strategy.num_replicas_in_sync > 1:
         return strategy.experimental_distribute_dataset(batches)  # Prefetches to its devices by itself.
-    gpus = tf.config.list_logical_devices("GPU")
     return batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name)) if gpus else batches

@@ -33,6 +33,26 @@ def scale_images(images: tf.Tensor) -> tf.Tensor:
     return (tf.image.convert_image_dtype(images, tf.float32) - 0.5) * 2.0
 
 
+def scale_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Scales images within the input pipeline, beside the model: for CPUs, where a device has no memory of its own.
+
+    Args:
+        batches: of ids, images and perhaps labels, as `make_dataset` and `make_training_dataset` give them.
+
+    Returns:
+        The same with float32 images in [-1, 1].
+    """
+
+    def scale(ids: tf.Tensor, images: tf.Tensor, *labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        if images.dtype == tf.uint8:
+            # One pass over the memory instead of four, with the same result to the bit.
+            codes = tf.bitcast(images, tf.quint8)
+            images = tf.raw_ops.Dequantize(input=codes, min_range=-1.0, max_range=1.0, mode="MIN_COMBINED")
+        return ids, images, *labels
+
+    return batches.map(scale, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
 def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -> tf.Tensor:
     """Decodes one picture and resizes it to a square.
 

@@ -10,9 +10,9 @@ from conftest import REPOSITORY
 # A module imports only from floors above its own in this list.
 FLOORS = [
     {"utils"},
-    {"average_precision_calculator", "models", "losses", "optimizers", "distribution", "tfrecords"},
+    {"average_precision_calculator", "models", "losses", "optimizers", "tfrecords"},
     {"mean_average_precision_calculator", "cvd_models", "readers", "sample_data"},
-    {"eval_util", "classifier", "bad_examples"},
+    {"eval_util", "classifier", "bad_examples", "distribution"},
     {"checkpoints"},
     {
         "export_model",

@@ -66,6 +66,16 @@ def test_scaling_to_the_range_of_models():
     assert readers.scale_images(floats) is floats
 
 
+def test_scaling_in_the_pipeline_gives_the_same_to_the_bit():
+    every_value = tf.reshape(tf.cast(tf.range(768) // 3, tf.uint8), [1, 16, 16, 3])
+    batches = tf.data.Dataset.from_tensors(([b"id"], every_value, [[1]]))
+    (_, images, labels), *_ = readers.scale_batches(batches)
+    np.testing.assert_array_equal(images, readers.scale_images(every_value))
+    assert labels.numpy().tolist() == [[1]]
+    (_, unchanged), *_ = readers.scale_batches(tf.data.Dataset.from_tensors(([b"id"], images)))
+    np.testing.assert_array_equal(unchanged, images)
+
+
 def test_unlabelled_reader_gives_ids_and_images():
     reader = readers.CatsVsDogsTestFeatureReader(image_size=16)
     record = tfrecords.make_example(jpeg(), "7.jpg", None)

@@ -1,0 +1,123 @@
+"""Photos per second of the input pipeline, against decoding alone, Keras and PyTorch.
+
+    python benchmarks/input_pipeline.py --shards='shards/train-*' --images=train
+
+The shards and the folder hold the same photos; the folder has them by name (cat.0.jpg) or in folders cat and dog.
+"""
+
+import argparse
+import glob
+import os
+import tempfile
+import time
+
+from common import alternate, print_table, say_machine
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--shards", required=True)
+parser.add_argument("--images", required=True)
+parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 224])
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--num_photos", type=int, default=5000)
+arguments = parser.parse_args()
+
+import keras
+import tensorflow as tf
+
+from cats_vs_dogs import readers, tfrecords
+
+BATCH_SIZE = 128
+AUTOTUNE = tf.data.AUTOTUNE
+
+
+def speed(dataset) -> float:
+    """Photos per second of one pass."""
+    start = time.perf_counter()
+    num_photos = sum(len(batch[1] if isinstance(batch, tuple) else batch) for batch in dataset)
+    return num_photos / (time.perf_counter() - start)
+
+
+def ours(shards: readers.Shards, size: int):
+    reader = readers.CatsVsDogsFeatureReader(image_size=size)
+    dataset = readers.make_training_dataset(reader, shards, BATCH_SIZE, seed=0, num_epochs=1)
+    return dataset.map(lambda ids, images, labels: (ids, images))
+
+
+def decoding_alone(photos: list[bytes], size: int):
+    """JPEGs already in memory, decoded at the scale that the pipeline decodes at, and thrown away."""
+
+    def decode(encoded):
+        image = readers._decode_jpeg_scaled(encoded, size)
+        return tf.reduce_sum(tf.cast(image[:1, :1], tf.int32))
+
+    return tf.data.Dataset.from_tensor_slices(photos).map(decode, num_parallel_calls=AUTOTUNE).batch(BATCH_SIZE)
+
+
+def keras_directory(folder: str, size: int):
+    return (
+        keras.utils.image_dataset_from_directory(
+            folder, image_size=(size, size), batch_size=BATCH_SIZE, seed=0, verbose=False
+        )
+        .prefetch(AUTOTUNE)
+        .map(lambda images, labels: (labels, images))
+    )
+
+
+def torch_loader(paths: list[str], size: int):
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, i):
+            image = Image.open(paths[i])
+            image.draft("RGB", (size, size))  # Pillow's way to let libjpeg scale.
+            return torch.from_numpy(np.array(image.convert("RGB").resize((size, size), Image.BOX)))
+
+    return torch.utils.data.DataLoader(Photos(), BATCH_SIZE, shuffle=True, num_workers=os.cpu_count())
+
+
+def main() -> None:
+    say_machine()
+    records, num_photos = {}, 0
+    for path in sorted(glob.glob(arguments.shards)):
+        if num_photos < arguments.num_photos:
+            records[path] = tfrecords.count_records(path)
+            num_photos += records[path]
+    shards = readers.Shards(records)
+    raw = tf.data.TFRecordDataset(shards.files)
+    encoded = [
+        tf.train.Example.FromString(record).features.feature[tfrecords.IMAGE].bytes_list.value[0]
+        for record in raw.as_numpy_iterator()
+    ]
+    paths = sorted(glob.glob(os.path.join(arguments.images, "**", "*.jpg"), recursive=True))[:num_photos]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, path in enumerate(paths):  # Keras wants a folder a class.
+            in_class = os.path.join(folder, "dog" if "dog" in os.path.basename(path).lower() else "cat")
+            os.makedirs(in_class, exist_ok=True)
+            os.symlink(os.path.abspath(path), os.path.join(in_class, f"{i}.jpg"))
+        for size in arguments.sizes:
+            contestants = {
+                "this kit": lambda size=size: speed(ours(shards, size)),
+                "decoding alone": lambda size=size: speed(decoding_alone(encoded, size)),
+                "Keras image_dataset_from_directory": lambda size=size: speed(keras_directory(folder, size)),
+            }
+            try:
+                import torch  # noqa: F401
+
+                contestants["PyTorch DataLoader"] = lambda size=size: speed(torch_loader(paths, size))
+            except ImportError:
+                pass
+            median = alternate(contestants, arguments.rounds)
+            for name, photos_per_second in median.items():
+                ratio = median["this kit"] / photos_per_second
+                rows.append((size, name, f"{photos_per_second:,.0f}", f"{ratio:.2f}"))
+    print_table(("size", "pipeline", "photos/s", "this kit against it"), rows)
+
+
+if __name__ == "__main__":
+    main()

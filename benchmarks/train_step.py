@@ -1,0 +1,113 @@
+"""Examples per second of training steps on pictures in memory, against Keras fit.
+
+python benchmarks/train_step.py
+"""
+
+import argparse
+import time
+
+from common import alternate, print_table, say_machine
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--rounds", type=int, default=5)
+arguments = parser.parse_args()
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cats_vs_dogs import cvd_models, distribution, models, optimizers, readers, train
+from cats_vs_dogs.classifier import Classifier, ModelSpec
+
+
+class SmallConvNet(models.BaseModel):
+    """Three convolutions with batch norm: 94,000 parameters."""
+
+    def create_model(self, model_input, num_classes=2):
+        net = model_input
+        for filters in (32, 64, 128):
+            net = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(net)
+            net = keras.layers.MaxPooling2D()(keras.layers.ReLU()(keras.layers.BatchNormalization()(net)))
+        net = keras.layers.GlobalAveragePooling2D()(net)
+        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
+
+
+cvd_models.SmallConvNet = SmallConvNet
+
+# Name of the model: (steps a run, size, batch size).
+RUNS = {"LogisticModel": (400, 32, 512), "SmallConvNet": (40, 64, 64)}
+
+
+def dataset(size: int, batch_size: int, num_steps: int) -> tf.data.Dataset:
+    """Batches of ids, uint8 images and labels, cut from memory as the kit's cache does."""
+    num_examples = 8 * batch_size
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8))
+    labels = tf.constant(rng.integers(0, 2, (num_examples, 1), dtype=np.int32))
+    ids = tf.fill([num_examples], b"")
+    numbers = tf.data.Dataset.range(num_examples).shuffle(num_examples, seed=0).repeat().batch(batch_size)
+    batches = numbers.map(lambda i: (tf.gather(ids, i), tf.gather(images, i), tf.gather(labels, i)))
+    return batches.take(num_steps).prefetch(tf.data.AUTOTUNE)
+
+
+def ours(name: str):
+    num_steps, size, batch_size = RUNS[name]
+    classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
+    optimizer = optimizers.make_optimizer("AdamOptimizer", optimizers.LearningRate(0.01, batch_size), 1.0)
+    optimizer.build(classifier.model.trainable_variables)
+    trainer = train.Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, jit_compile=False)
+    trainer.run_steps(iter(distribution.distribute(tf.distribute.get_strategy(), dataset(size, batch_size, 4))), 4)
+
+    def run() -> float:
+        batches = iter(distribution.distribute(tf.distribute.get_strategy(), dataset(size, batch_size, num_steps)))
+        start = time.perf_counter()
+        for _ in range(num_steps // 10):  # Ten steps a log line, as train.py does.
+            trainer.run_steps(batches, 10)
+        return num_steps * batch_size / (time.perf_counter() - start)
+
+    return run
+
+
+def keras_fit(name: str, **compile_arguments):
+    num_steps, size, batch_size = RUNS[name]
+    classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
+    network = classifier.model.network
+    optimizer = keras.optimizers.Adam(0.01, epsilon=1e-8, clipnorm=1.0)
+    network.compile(optimizer, "binary_crossentropy", metrics=["accuracy"], **compile_arguments)
+
+    def pairs(num_steps: int) -> tf.data.Dataset:
+        batches = dataset(size, batch_size, num_steps)
+        batches = batches.map(lambda ids, images, labels: (readers.scale_images(images), labels))
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+    network.fit(pairs(20), verbose=0)
+
+    def run() -> float:
+        batches = pairs(num_steps)
+        start = time.perf_counter()
+        network.fit(batches, verbose=0)
+        return num_steps * batch_size / (time.perf_counter() - start)
+
+    return run
+
+
+def main() -> None:
+    say_machine()
+    rows = []
+    for name in RUNS:
+        median = alternate(
+            {
+                "this kit": ours(name),
+                "Keras fit, default settings": keras_fit(name),
+                "Keras fit, jit_compile=False, steps_per_execution=10": keras_fit(
+                    name, jit_compile=False, steps_per_execution=10
+                ),
+            },
+            arguments.rounds,
+        )
+        rows += [(name, who, f"{value:,.0f}", f"{median['this kit'] / value:.2f}") for who, value in median.items()]
+    print_table(("model", "loop", "examples/s", "this kit against it"), rows)
+
+
+if __name__ == "__main__":
+    main()

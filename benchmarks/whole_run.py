@@ -1,0 +1,104 @@
+"""Wall time and peak memory of whole processes: training for one and five epochs, evaluation, inference, conversion.
+
+python benchmarks/whole_run.py --images=train.zip
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from common import print_table, say_machine
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--images", required=True)
+parser.add_argument("--rounds", type=int, default=2)
+arguments = parser.parse_args()
+
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cats_vs_dogs")
+
+
+def run(script: str, *flags: str, cores: set[int] | None = None) -> tuple[float, float]:
+    """Returns (seconds, peak memory in MiB) of a script's process."""
+    command = [sys.executable, os.path.join(PACKAGE, f"{script}.py"), *flags]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    say_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        shards, four_times = f"{folder}/shards", f"{folder}/four_times"
+        run("convert_images_to_tfrecords", f"--images={arguments.images}", f"--output_dir={shards}")
+        os.makedirs(four_times)
+        for i in range(4):
+            for name in os.listdir(shards):
+                if "-of-" in name:
+                    os.symlink(f"{shards}/{name}", f"{four_times}/{name}-copy{i}")
+
+        def train(epochs: int, data: str = shards, cache: str = "auto") -> tuple[float, float]:
+            shutil.rmtree(f"{folder}/model", ignore_errors=True)
+            flags = (f"--train_dir={folder}/model", f"--num_epochs={epochs}", f"--cache={cache}")
+            return run("train", f"--train_data_pattern={data}/train-*", *flags)
+
+        def predict(script: str, flag: str, data: str) -> tuple[float, float]:
+            return run(script, f"--train_dir={folder}/model", f"--{flag}={data}/train-*", *more[script])
+
+        more = {"eval": ["--run_once"], "inference": []}
+
+        def convert(num_cores: int) -> tuple[float, float]:
+            shutil.rmtree(f"{folder}/again", ignore_errors=True)
+            cores = set(sorted(os.sched_getaffinity(0))[:num_cores])
+            flags = (f"--images={arguments.images}", f"--output_dir={folder}/again")
+            return run("convert_images_to_tfrecords", *flags, cores=cores)
+
+        # What is run: how, and which earlier row it is compared with.
+        rows = {
+            "train, 1 epoch": (lambda: train(1), None),
+            "train, 5 epochs": (lambda: train(5), "train, 1 epoch"),
+            "train, 1 epoch, streaming": (lambda: train(1, cache="none"), None),
+            "train, 1 epoch, streaming, 4 x the shards": (
+                lambda: train(1, four_times, "none"),
+                "train, 1 epoch, streaming",
+            ),
+            "eval": (lambda: predict("eval", "eval_data_pattern", shards), None),
+            "eval, 4 x the shards": (lambda: predict("eval", "eval_data_pattern", four_times), "eval"),
+            "inference": (lambda: predict("inference", "input_data_pattern", shards), None),
+            "inference, 4 x the shards": (lambda: predict("inference", "input_data_pattern", four_times), "inference"),
+            "convert, 1 core": (lambda: convert(1), None),
+            "convert, 2 cores": (lambda: convert(2), "convert, 1 core"),
+        }
+        best: dict[str, tuple[float, float]] = {}
+        for _ in range(arguments.rounds):
+            for name, (measure, _) in rows.items():
+                seconds, memory = measure()
+                best[name] = min(best.get(name, (seconds, memory)), (seconds, memory))
+    table = []
+    for name, (_, other) in rows.items():
+        seconds, memory = best[name]
+        ratios = (
+            [f"{mine / theirs:.2f}" for mine, theirs in zip(best[name], best[other], strict=True)]
+            if other
+            else ["", ""]
+        )
+        table.append((name, f"{seconds:.1f}", f"{memory:,.0f}", other or "", *ratios))
+    print_table(
+        ("process", "seconds", "peak MiB", "against", "memory ratio", "time ratio"),
+        [(*row[:4], row[5], row[4]) for row in table],
+    )
+
+
+if __name__ == "__main__":
+    main()
