@@ -16,9 +16,9 @@ from cats_vs_dogs.utils import UserError, read_json, write_json
 _OWN_FILES = re.compile(
     r"model_flags\.json|run\.json|checkpoint|model\.ckpt-\d+\..*|events\.out\.tfevents\..*|predictions\.csv|"
     r"bad_examples\.csv|export/step_\d+|eval/metrics-\d+\.json|eval/events\.out\.tfevents\..*|"
-    r"eval/bad_examples\.csv|.*\.\d+\.tmp"
+    r"eval/bad_examples\.csv|plugins/profile|.*\.\d+\.tmp"
 )
-_OWN_FOLDERS = ("export", "eval")
+_OWN_FOLDERS = ("export", "eval", "plugins")
 
 
 def model_flags_path(train_dir: str) -> str:

@@ -66,7 +66,8 @@ def evaluate(
         The metrics, as `EvaluationMetrics.get` gives them.
     """
     metrics = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K)
-    evaluate_batch = tf.function(classifier.evaluate_batch, reduce_retracing=True)
+    evaluate_batch = tf.function(classifier.evaluate_batch, input_signature=batches.element_spec[1:])
+    evaluate_batch.get_concrete_function()  # Builds the graph, so that the first batch is not slower for it.
     clock = time.monotonic()
     for _, images, labels in batches:
         probabilities, loss = evaluate_batch(images, labels)
@@ -80,6 +81,11 @@ def evaluate(
             "Examples_per_sec: %.3f",
             *(metrics.num_examples, step, batch["hit_at_one"], batch["perr"], batch["loss"], examples_per_second),
         )
+        with writer.as_default(step=step):
+            tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
+            tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
+            tf.summary.scalar("GlobalStep/Eval_Loss", batch["loss"])
+            tf.summary.scalar("GlobalStep/Eval_Example_Second", examples_per_second)
     logging.info("Done with batched inference. Now calculating global performance metrics.")
     whole = metrics.get()
     mean_ap = sum(whole["aps"]) / len(whole["aps"])
@@ -115,7 +121,6 @@ def main() -> None:
     spec = checkpoints.load_spec(FLAGS.train_dir, model=FLAGS.model, label_loss=FLAGS.label_loss)
     if FLAGS.run_once:
         checkpoints.latest_checkpoint(FLAGS.train_dir)  # Its absence is said before the data is read.
-    classifier = Classifier(spec)
 
     pattern = FLAGS.eval_data_pattern or sample_data.pattern("validation")
     if not FLAGS.eval_data_pattern:
@@ -129,6 +134,7 @@ def main() -> None:
     logging.info("Using batch size of %d for evaluation.", FLAGS.batch_size)
     logging.info("number of evaluation files: %d", len(shards.files))
 
+    classifier = Classifier(spec)
     writer = tf.summary.create_file_writer(eval_dir)
     evaluated = None
     while True:

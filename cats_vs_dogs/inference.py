@@ -85,7 +85,7 @@ def predict(classifier: Classifier, batches: tf.data.Dataset, output, output_col
     Returns:
         The number of examples.
     """
-    probability = tf.function(classifier.probability, reduce_retracing=True)
+    probability = tf.function(classifier.probability, input_signature=batches.element_spec[1:2])
     num_examples, start = 0, time.monotonic()
     output.write("Id,Category\n" if output_column == "category" else "Id,Probability\n")
     for image_ids, images in batches:
@@ -100,9 +100,6 @@ def predict(classifier: Classifier, batches: tf.data.Dataset, output, output_col
 def main() -> None:
     spec = checkpoints.load_spec(FLAGS.train_dir)
     checkpoint_path = checkpoints.latest_checkpoint(FLAGS.train_dir)
-    classifier = Classifier(spec)
-    checkpoints.restore_classifier(classifier, checkpoint_path)
-    logging.info("restoring variables from %s", checkpoint_path)
 
     pattern = FLAGS.input_data_pattern or sample_data.pattern("test")
     if not FLAGS.input_data_pattern:
@@ -120,6 +117,9 @@ def main() -> None:
             shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, FLAGS.bad_examples, bad_path)
             batches = readers.make_dataset(reader, shards, FLAGS.batch_size)
             errors = bad_examples.named_errors(reader, shards)
+        classifier = Classifier(spec)
+        checkpoints.restore_classifier(classifier, checkpoint_path)
+        logging.info("restoring variables from %s", checkpoint_path)
         with errors:
             predict(classifier, batches, output, FLAGS.output_column)
     logging.info("Done with inference. The output file was written to %s", output_file)

@@ -15,7 +15,7 @@ from cats_vs_dogs import tfrecords
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 
-_SHUFFLE_BYTES = 128 * 2**20  # how much of the shards the shuffle buffer holds
+_SHUFFLE_BYTES = 32 * 2**20  # how much of the shards the shuffle buffer holds; the first batch waits for it
 _READ_BYTES = 256 * 2**10  # how much is read from a file at once
 
 

@@ -219,7 +219,9 @@ class Trainer:
         self._optimizer = optimizer
         self._strategy = strategy
         self._regularization_penalty = regularization_penalty
-        self._gradients = tf.function(self._gradients_of_batch, jit_compile=jit_compile or None)  # None, not False: inlined
+        self._gradients = tf.function(
+            self._gradients_of_batch, jit_compile=jit_compile or None
+        )  # None, not False: inlined
         self._replica_step = tf.function(self._step_on_replica)
         self._run_steps = tf.function(self._run_steps_in_graph)
 

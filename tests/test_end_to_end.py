@@ -80,8 +80,15 @@ def test_what_training_leaves_behind(trained):
     assert run["versions"]["tensorflow"] == tf.__version__
 
 
-def test_summaries_have_the_tags_of_2017(trained):
+def test_summaries_have_the_tags_of_2017(run_script, shards, trained, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shutil.copytree(trained, tmp_path / "model")
+    pattern = f"--eval_data_pattern={shards}/validation-*"
+    run_script("eval", f"--train_dir={tmp_path}/model", pattern, "--run_once", "--batch_size=8")
+    tags = set(EventAccumulator(str(tmp_path / "model" / "eval")).Reload().Tags()["tensors"])
+    assert tags >= {f"Epoch/Eval_{name}" for name in ("Avg_Hit@1", "Avg_Perr", "Avg_Loss", "MAP", "GAP")}
+    assert tags >= {f"GlobalStep/Eval_{name}" for name in ("Hit@1", "Perr", "Loss", "Example_Second")}
 
     events = EventAccumulator(str(trained)).Reload()
     tags = set(events.Tags()["tensors"])
@@ -182,6 +189,28 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path,
         np.testing.assert_array_equal(weights[name], expected[name], err_msg=name)
     said = train(run_script, shards, tmp_path).stderr
     assert "Nothing left to train: the model is at step 20, and training ends at 20. Raise --num_epochs" in said
+
+
+def test_with_and_without_cache_the_same_weights(run_script, shards, tmp_path, trained):
+    assert "Cache: pictures are decoded once and stay in memory" in train(run_script, shards, tmp_path / "a").stderr
+    said = train(run_script, shards, tmp_path / "b", "--cache=none").stderr
+    assert "Cache: " not in said and "Waiting for data: " in said
+    (_, with_cache), (_, without) = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    for name, value in with_cache.items():
+        np.testing.assert_array_equal(value, without[name], err_msg=name)
+
+
+def test_profile_and_precision(run_script, shards, tmp_path):
+    train(run_script, shards, tmp_path, "--profile_steps=3,6", "--precision=mixed_bfloat16", "--model=MoeModel")
+    assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
+    # The export and the evaluation graph calculate in float32, whatever training did.
+    flags = [f"--train_dir={tmp_path}", f"--input_data_pattern={shards}/test-*", "--output_column=probability"]
+    run_script("inference", *flags)
+    predicted = [float(row[1]) for row in rows_of(tmp_path / "predictions.csv")[1:]]
+    records = tf.stack(list(tf.data.TFRecordDataset(sorted(map(str, shards.glob("test-*"))))))
+    exported = tf.saved_model.load(str(tmp_path / "export" / "step_20")).signatures["serving_default"]
+    np.testing.assert_allclose(exported(example_bytes=records)["predictions"][:, 1], predicted, atol=1e-6)
+    train(run_script, shards, tmp_path, "--start_new_model", "--max_steps=1")
 
 
 def test_fewer_examples_than_a_batch(run_script, shards, tmp_path):
