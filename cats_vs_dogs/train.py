@@ -667,7 +667,7 @@ def main() -> None:
 
     has_gpu = bool(tf.config.list_logical_devices("GPU"))
     with bad_examples.named_errors(reader, shards):
-        epochs_left = plan.num_epochs - start_step / plan.steps_per_epoch
+        epochs_left = (plan.total_steps - start_step) / plan.steps_per_epoch
         batches = readers.make_training_dataset(
             reader,
             shards,
