@@ -1,7 +1,9 @@
 """run.json: what was run, written before it runs, and compared when a model goes on."""
 
+import json
 import os
 import platform
+import zlib
 
 import keras
 import numpy as np
@@ -44,11 +46,7 @@ def warn_of_changes(train_dir: str, record: dict) -> None:
     if not tf.io.gfile.exists(path):
         return
     then = utils.read_json(path)
-
-    def shards(record: dict) -> list[tuple[str, int]]:
-        return [(os.path.basename(file), count) for file, count in record.get("shards", {}).items()]
-
-    changes = ["other shards"] if shards(then) != shards(record) else []
+    changes = ["other shards"] if _shards(then) != _shards(record) else []
     names = list(_EXACT_FLAGS)
     if record["flags"]["learning_rate_schedule"] == "cosine":
         names += ["num_epochs", "max_steps"]  # The rate comes down to 0 at the end.
@@ -68,6 +66,18 @@ def warn_of_changes(train_dir: str, record: dict) -> None:
             "For a new model name another --train_dir or pass --start_new_model",
             *(train_dir, ", ".join(changes)),
         )
+
+
+def _shards(record: dict) -> list[tuple[str, int]]:
+    return [(os.path.basename(file), count) for file, count in record.get("shards", {}).items()]
+
+
+def fingerprint(record: dict) -> int:
+    """Returns a number for what all workers of a cluster must have in common: flags but for folders, and shards."""
+    folders = ("train_dir", "train_data_pattern", "eval_data_pattern")
+    flags = {name: value for name, value in record["flags"].items() if name not in folders}
+    common = [flags, bool(record["flags"]["eval_data_pattern"]), record["versions"]["tensorflow"], _shards(record)]
+    return zlib.crc32(json.dumps(common).encode())
 
 
 def make(flag_values: dict, shards: dict[str, int], num_parameters: int, num_replicas: int) -> dict:

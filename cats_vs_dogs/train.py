@@ -633,7 +633,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     cluster.wait()  # For the chief to have deleted it.
     restored = checkpoint.restore_latest()
     start_step = int(checkpoint.progress.step)
-    check_same_step(cluster.of_chief(start_step), start_step, FLAGS.train_dir)
+    check_same_as_chief(cluster, record, start_step, FLAGS.train_dir)
     report, evaluation = Report(FLAGS.train_dir, classifier, learning_rate, plan), None
     if cluster.is_chief:
         if restored:
@@ -746,12 +746,22 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         log_next_commands(FLAGS.train_dir, bool(FLAGS.train_data_pattern))
 
 
-def check_same_step(chief_step: int, step: int, train_dir: str) -> None:
-    """Raises UserError if the checkpoint that this worker goes on from is not the chief's."""
+def check_same_as_chief(cluster: distribution.Cluster, record: dict, step: int, train_dir: str) -> None:
+    """Makes sure that all workers do the same: otherwise they would wait for each other without end.
+
+    Raises:
+        UserError: if this worker has other flags or shards than the chief, or goes on from another step.
+    """
+    if cluster.of_chief(run_record.fingerprint(record)) != run_record.fingerprint(record):
+        raise utils.UserError(
+            f"this is {cluster}: its flags, its shards or its version of TensorFlow are not the chief's; start all "
+            "with the same"
+        )
+    chief_step = cluster.of_chief(step)
     if step != chief_step:
         raise utils.UserError(
-            f"--train_dir={train_dir}: the chief goes on from step {chief_step} there, this worker from step "
-            f"{step}; name a folder that all workers share, such as one on gs://"
+            f"--train_dir={train_dir}: the chief goes on from step {chief_step} there, this worker from step {step}; "
+            "name a folder that all workers share, such as one on gs://"
         )
 
 

@@ -8,6 +8,7 @@ from cats_vs_dogs import run_record
 
 FLAGS = dict.fromkeys(run_record._EXACT_FLAGS, 1)
 FLAGS |= {"learning_rate_schedule": "exponential", "num_epochs": 5, "max_steps": None, "log_steps": 10}
+FLAGS |= {"train_dir": "/a", "train_data_pattern": "/data/train-*", "eval_data_pattern": ""}
 
 
 def record(shards=None, replicas=1, **flags):
@@ -48,3 +49,11 @@ def test_another_tensorflow_is_said(tmp_path, caplog):
     (tmp_path / "run.json").write_text(json.dumps(before))
     run_record.warn_of_changes(str(tmp_path), record())
     assert "was trained with tensorflow 2.17.0 (now " in caplog.text
+
+
+def test_what_all_workers_must_have_in_common():
+    common = run_record.fingerprint(record())
+    moved = record({"/b/train-0": 5, "/b/train-1": 4}, train_dir="/b", train_data_pattern="/b/train-*")
+    assert run_record.fingerprint(moved) == common
+    for other in (record({"/data/train-0": 5}), record(log_steps=9), record(eval_data_pattern="/data/validation-*")):
+        assert run_record.fingerprint(other) != common

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cats_vs_dogs import checkpoints, optimizers, train
+from cats_vs_dogs import checkpoints, distribution, optimizers, train
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.interruption import StopRequest
 from cats_vs_dogs.trainer import Trainer
@@ -208,6 +208,23 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match="--image_size=16: .* has image_size=8"):
         train.check_train_dir(train_dir, spec(image_size=16), start_new_model=False)
     train.check_train_dir(train_dir, spec(model="MoeModel"), start_new_model=True)
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "reason"), [(0, 8, None), (1, 8, "its flags, its shards"), (0, 0, "the chief goes on from step 8")]
+)
+def test_a_worker_that_would_do_something_else_than_the_chief_is_refused(monkeypatch, seed, step, reason):
+    def record(seed):
+        return {"flags": {"seed": seed, "eval_data_pattern": ""}, "versions": {"tensorflow": "2"}, "shards": {}}
+
+    cluster = distribution.Cluster(tf.distribute.get_strategy(), num_workers=2, worker=1)
+    answers = iter([train.run_record.fingerprint(record(0)), 8])
+    monkeypatch.setattr(distribution.Cluster, "of_chief", lambda self, number: next(answers))
+    if reason is None:
+        train.check_same_as_chief(cluster, record(seed), step, "/a")
+        return
+    with pytest.raises(UserError, match=reason):
+        train.check_same_as_chief(cluster, record(seed), step, "/a")
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):

@@ -62,3 +62,17 @@ def test_errors_about_writing_are_one_line():
     # What the input pipeline raises is not about writing.
     with pytest.raises(tf.errors.InvalidArgumentError), utils.writing("x", "train_dir"):
         tf.io.decode_jpeg(b"")
+
+
+def test_the_train_dir_of_a_job(monkeypatch, fails_in_one_line, tmp_path):
+    names = ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR", "AIP_TENSORBOARD_LOG_DIR")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert utils.default_train_dir() == utils.TRAIN_DIR
+    for name in reversed(names):  # The first that is set counts.
+        monkeypatch.setenv(name, f"gs://bucket/{name}/")
+        assert utils.default_train_dir() == f"gs://bucket/{name}/"
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path))
+    assert fails_in_one_line("eval", "--run_once").startswith(f"error: --train_dir={tmp_path}: holds no model")
+    assert "--train_dir=/elsewhere: " in fails_in_one_line("eval", "--run_once", "--train_dir=/elsewhere")
