@@ -188,7 +188,7 @@ def _to_lines(first: int, outputs: dict[str, Any]) -> Predictions:
     for number, (image_id, indexes, values) in enumerate(columns, first):
         reason = bad_examples.id_problem(image_id, ("", number), {})
         if not reason and not all(0 <= value <= 1 for value in values):
-            reason = f"the model's prediction is no probability: {values}"
+            reason = "the model's prediction is no probability"
         if reason:
             errors.append((number, image_id, reason))
         else:
@@ -346,7 +346,7 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
     Raises:
         UserError: if a value is not allowed; or, for runners on this machine, a flag is not known.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions, WorkerOptions
 
     parsers, complaint = [], io.StringIO()
     try:
@@ -357,16 +357,18 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
     except SystemExit as error:
         reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise utils.UserError(f"{' '.join(beam_flags)}: not understood by Beam: {reason}") from error
-    standard = options.view_as(StandardOptions)
-    if (standard.runner or "DirectRunner").lower() in ("direct", "directrunner"):
-        # What DirectRunner meant until it began to prefer a program that it downloads, which knows no --direct_num_workers.
-        standard.runner = "FnApiRunner"
-    if unknown and "FnApi" in standard.runner:  # A cluster may have flags that this machine does not know.
+    if (options.view_as(StandardOptions).runner or "DirectRunner").lower() not in ("direct", "directrunner"):
+        return options  # A cluster may have flags that are not known here.
+    if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
         nearest = difflib.get_close_matches(name, [*other_flags, *names], n=1)
         hint = f"; did you mean --{nearest[0]}?" if nearest else "; write --name=value, and put quotes around patterns"
         raise utils.UserError(f"{unknown[0]}: no flag of this script or of Beam{hint} (--help lists this script's)")
-    options.view_as(SetupOptions).save_main_session = False  # Workers import this module by its name.
+    # Without effect on a job like this, but that DirectRunner does not hand it on to a program that it downloads and
+    # that knows no --direct_num_workers.
+    options.view_as(TypeOptions).allow_unsafe_triggers = True
+    if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
+        options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
     return options
 
 
@@ -386,10 +388,13 @@ def run(model_dir: str, files: Sequence[str], output_path: str, batch_size: int,
     import apache_beam as beam
     import tensorflow as tf
 
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise utils.UserError(f"Beam cannot run this: {error}") from error
     aside = os.path.join(output_path, f"unfinished-{uuid.uuid4().hex}")
     tf.io.gfile.makedirs(aside)
     try:
-        pipeline = beam.Pipeline(options=options)
         _ = (
             pipeline
             | "Shards" >> beam.Create(list(enumerate(files)))
@@ -426,10 +431,10 @@ def main(beam_flags: Sequence[str]) -> None:
         "output_path": "results",
     }
     for name, example in examples.items():
-        if not FLAGS[name].value:
+        if not getattr(FLAGS, name):
             raise utils.UserError(f"--{name} is empty; give it, such as --{name}={example}")
     _import_beam()
-    options = parse_beam_flags(beam_flags, list(FLAGS))
+    options = parse_beam_flags(beam_flags, dir(FLAGS))
     files = utils.list_files(FLAGS.input_data_pattern, "input_data_pattern")
     check_model(FLAGS.model_dir)
     utils.make_folder(FLAGS.output_path, "output_path")
@@ -446,7 +451,7 @@ def main(beam_flags: Sequence[str]) -> None:
     if counts:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in counts.items())
         logging.warning(
-            "%d records or shards could not be read; %s lists them (%s)", sum(counts.values()), errors_path, reasons
+            "%d records or shards could not be read (%s); %s lists them", sum(counts.values()), reasons, errors_path
         )
 
 
