@@ -18,7 +18,7 @@ arguments = parser.parse_args()
 
 import tensorflow as tf
 
-from cats_vs_dogs import eval, inference, readers, tfrecords
+from cats_vs_dogs import distribution, eval, inference, readers, tfrecords
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 
 PASSES = 4  # over the shards, so that building the graph (half a second) weighs as little as with 20,000 photos
@@ -27,11 +27,12 @@ PASSES = 4  # over the shards, so that building the graph (half a second) weighs
 def main() -> None:
     say_machine()
     shards = readers.Shards({path: tfrecords.count_records(path) for path in sorted(glob.glob(arguments.shards))})
+    cluster = distribution.local_devices()
     classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 32, "area"))
     labelled = readers.make_dataset(readers.get_reader(True, 32, "area"), shards, 1024).repeat(PASSES)
     unlabelled = readers.make_dataset(readers.get_reader(False, 32, "area"), shards, 1024).repeat(PASSES)
     with tempfile.TemporaryDirectory() as folder:
-        writer = tf.summary.create_file_writer(folder)
+        evaluator = eval.Evaluator(classifier, cluster, labelled, tf.summary.create_file_writer(folder), True)
 
         def speed(function) -> float:
             start = time.perf_counter()
@@ -41,9 +42,9 @@ def main() -> None:
         median = alternate(
             {
                 "pipeline alone": lambda: speed(lambda: sum(1 for _ in labelled)),
-                "evaluation": lambda: speed(lambda: eval.evaluate(classifier, labelled, 1, writer)),
+                "evaluation": lambda: speed(lambda: evaluator.evaluate(step=1)),
                 "inference": lambda: speed(
-                    lambda: inference.predict(classifier, unlabelled, io.StringIO(), "probability")
+                    lambda: inference.predict(classifier, cluster, unlabelled, io.StringIO(), "probability")
                 ),
             },
             arguments.rounds,

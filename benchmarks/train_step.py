@@ -44,29 +44,29 @@ RUNS = {
 
 
 def dataset(size: int, batch_size: int, num_steps: int, one_batch: bool) -> tf.data.Dataset:
-    """Batches of ids, uint8 images and labels, cut from memory as the kit's cache does; or one, already scaled."""
+    """Batches as the kit's cache gives them, uint8 and cut from memory; or one, already scaled."""
     num_examples = batch_size if one_batch else 8 * batch_size
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8))
     labels = tf.constant(rng.integers(0, 2, (num_examples, 1), dtype=np.int32))
     ids = tf.fill([num_examples], b"")
     if one_batch:
-        return tf.data.Dataset.from_tensors((ids, readers.scale_images(images), labels)).repeat(num_steps)
+        return tf.data.Dataset.from_tensors((ids, readers.scale_images(images), labels, 1.0)).repeat(num_steps)
     numbers = tf.data.Dataset.range(num_examples).shuffle(num_examples, seed=0).repeat().batch(batch_size)
-    batches = numbers.map(lambda i: (tf.gather(ids, i), tf.gather(images, i), tf.gather(labels, i)))
+    batches = numbers.map(lambda i: (tf.gather(ids, i), tf.gather(images, i), tf.gather(labels, i), 1.0))
     return batches.take(num_steps).prefetch(tf.data.AUTOTUNE)
 
 
 def ours(name: str, one_batch: bool):
     num_steps, size, batch_size = RUNS[name, one_batch]
-    strategy = tf.distribute.get_strategy()
+    cluster = distribution.local_devices()
     classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
     optimizer = optimizers.make_optimizer("AdamOptimizer", optimizers.LearningRate(0.01, batch_size), 1.0)
     optimizer.build(classifier.model.trainable_variables)
-    trainer = Trainer(classifier, optimizer, strategy, 1.0, jit_compile=False)
+    trainer = Trainer(classifier, optimizer, cluster.strategy, 1.0, jit_compile=False)
 
     def batches_of(num_steps: int):
-        return iter(distribution.distribute(strategy, dataset(size, batch_size, num_steps, one_batch)))
+        return iter(cluster.distribute(dataset(size, batch_size, num_steps, one_batch)))
 
     trainer.run_steps(batches_of(4), 4)
 
@@ -89,7 +89,7 @@ def keras_fit(name: str, one_batch: bool, **compile_arguments):
 
     def pairs(num_steps: int) -> tf.data.Dataset:
         batches = dataset(size, batch_size, num_steps, one_batch)
-        batches = batches.map(lambda ids, images, labels: (readers.scale_images(images), labels))
+        batches = batches.map(lambda ids, images, labels, share: (readers.scale_images(images), labels))
         return batches.prefetch(tf.data.AUTOTUNE)
 
     network.fit(pairs(20), verbose=0)

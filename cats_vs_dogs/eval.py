@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, eval_util, readers, sample_data, utils
+from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, readers, sample_data, utils
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
+from cats_vs_dogs.distribution import Cluster
 
 FLAGS = flags.FLAGS
 
@@ -29,7 +31,7 @@ _TOP_K = 2
 def define_flags() -> None:
     flags.DEFINE_string(
         "train_dir",
-        "/tmp/cvd_model/",
+        utils.default_train_dir(),
         "The directory to load the model from. Summaries and metrics are written to its folder eval.",
     )
     flags.DEFINE_string(
@@ -57,20 +59,28 @@ class Evaluator:
     """Evaluates a model on labelled examples, again and again while its weights change.
 
     Args:
-        classifier: the model.
+        classifier: the model, built in the scope of the cluster's strategy.
+        cluster: the devices to evaluate on.
         batches: of ids, images, labels.
         writer: of the summaries.
         shows_batches: whether each batch is logged and summarized, too.
     """
 
     def __init__(
-        self, classifier: Classifier, batches: tf.data.Dataset, writer: tf.summary.SummaryWriter, shows_batches: bool
+        self,
+        classifier: Classifier,
+        cluster: Cluster,
+        batches: tf.data.Dataset,
+        writer: tf.summary.SummaryWriter,
+        shows_batches: bool,
     ):
         self._classifier = classifier
         self._batches = batches
         self._writer = writer
         self._shows_batches = shows_batches
-        self._evaluate_batch = tf.function(classifier.evaluate_batch, input_signature=batches.element_spec[1:])
+        evaluate_batch = tf.function(classifier.evaluate_batch, input_signature=batches.element_spec[1:])
+        evaluate_batch.get_concrete_function()  # Builds the graph, so that the first batch is not slower for it.
+        self._evaluate_batch = cluster.on_all_devices(evaluate_batch)
 
     def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         """Evaluates the present weights, logs and writes summaries.
@@ -86,15 +96,15 @@ class Evaluator:
             UserError: if the loss's probability() gives something else than probabilities.
         """
         metrics = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K)
-        self._evaluate_batch.get_concrete_function()  # Builds the graph, so that the first batch is not slower for it.
         clock = time.monotonic()
         for _, images, labels in self._batches:
             if should_stop():
                 return None
-            probabilities, loss = self._evaluate_batch(images, labels)
-            probabilities, labels = probabilities.numpy(), labels.numpy()
+            parts = self._evaluate_batch(images, labels)
+            probabilities, labels = np.concatenate([part.numpy() for part, _ in parts]), labels.numpy()
+            loss = sum(len(part) * float(loss) for part, loss in parts) / len(labels)
             eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
-            batch = metrics.accumulate(probabilities, labels, float(loss))
+            batch = metrics.accumulate(probabilities, labels, loss)
             clock, seconds = time.monotonic(), time.monotonic() - clock
             if self._shows_batches:
                 _show_batch(step, metrics.num_examples, batch, len(labels) / max(seconds, 1e-9), self._writer)
@@ -167,10 +177,12 @@ def main() -> None:
     logging.info("Using batch size of %d for evaluation.", FLAGS.batch_size)
     logging.info("number of evaluation files: %d", len(shards.files))
 
-    classifier = Classifier(spec)
+    cluster = distribution.local_devices()
+    with cluster.strategy.scope():
+        classifier = Classifier(spec)
     with utils.writing(eval_dir, "train_dir"):
         writer = tf.summary.create_file_writer(eval_dir)
-    evaluator = Evaluator(classifier, batches, writer, shows_batches=True)
+    evaluator = Evaluator(classifier, cluster, batches, writer, shows_batches=True)
     seen, evaluated = None, None
     while True:
         newest = checkpoints.newest_checkpoint(FLAGS.train_dir)

@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("train_dir", "/tmp/cvd_model/", "The directory to load the model from.")
+    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The directory to load the model from.")
     flags.DEFINE_string("export_dir", "", "The directory to write the SavedModel to. Empty: train_dir/export/step_<N>.")
 
 

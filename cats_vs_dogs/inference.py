@@ -22,14 +22,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, eval_util, readers, sample_data, tfrecords, utils
+from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, readers, sample_data, tfrecords, utils
 from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.distribution import Cluster
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("train_dir", "/tmp/cvd_model/", "The directory to load the model from.")
+    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The directory to load the model from.")
     flags.DEFINE_string(
         "output_file", "", "The CSV file to save the predictions to. Empty: predictions.csv in train_dir."
     )
@@ -78,6 +79,7 @@ def format_lines(image_ids: Sequence[str], probabilities: np.ndarray, output_col
 
 def predict(
     classifier: Classifier,
+    cluster: Cluster,
     batches: tf.data.Dataset,
     output: TextIO,
     output_column: str,
@@ -86,7 +88,8 @@ def predict(
     """Writes a line for each example, in the order of the batches.
 
     Args:
-        classifier: the trained model.
+        classifier: the trained model, built in the scope of the cluster's strategy.
+        cluster: the devices to predict on.
         batches: of ids and images.
         output: an open text file.
         output_column: "category" or "probability".
@@ -95,11 +98,11 @@ def predict(
     Returns:
         The number of examples.
     """
-    probability = tf.function(classifier.probability, input_signature=batches.element_spec[1:2])
+    probability = cluster.on_all_devices(tf.function(classifier.probability, input_signature=batches.element_spec[1:2]))
     num_examples, start = 0, time.monotonic()
     output.write("Id,Category\n" if output_column == "category" else "Id,Probability\n")
     for image_ids, images in batches:
-        probabilities = probability(images).numpy()
+        probabilities = np.concatenate([part.numpy() for part in probability(images)])
         eval_util.check_probabilities(probabilities, classifier.spec.label_loss)
         ids = [bad_examples.id_text(image_id) for image_id in image_ids.numpy()]
         check_ids(ids)
@@ -131,12 +134,16 @@ def main() -> None:
             )
             batches = readers.make_dataset(reader, shards, FLAGS.batch_size)
             errors = bad_examples.named_errors(reader, shards)
-        classifier = Classifier(spec)
+        cluster = distribution.local_devices()
+        with cluster.strategy.scope():
+            classifier = Classifier(spec)
         logging.info("restoring variables from %s", checkpoints.restore_newest(classifier, FLAGS.train_dir))
         bad_path = f"{output_file}.bad_examples.csv"
         bad_examples.write_list(shards, bad_path)
         with errors:
-            num_rows = predict(classifier, batches, output, FLAGS.output_column, bad_examples.make_id_check(shards))
+            num_rows = predict(
+                classifier, cluster, batches, output, FLAGS.output_column, bad_examples.make_id_check(shards)
+            )
     missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""
     logging.info("Done with inference. The output file was written to %s: %d rows%s", output_file, num_rows, missing)
 

@@ -284,12 +284,17 @@ def make_training_dataset(
     start_step: int = 0,
     num_readers: int = 8,
     decoded: tuple[tf.Tensor, ...] | None = None,
+    num_replicas: int = 1,
+    replicas: range = range(1),
 ) -> tf.data.Dataset:
     """Returns the batches of a training run, from any step on.
 
     The order is a function of the seed and the epoch: shards in an order of the epoch, `num_readers` of them read in
     turn, records shuffled in a buffer, then cut into batches. So a run goes on where it stopped by arithmetic:
     the records before `start_step` are skipped before they are decoded.
+
+    Each batch is split over the devices. A worker reads all the shards, and decodes only the parts of its own devices:
+    so every example is seen once an epoch, in the same batch as on one device, however many shards there are.
 
     Args:
         reader: how to read a record.
@@ -300,9 +305,13 @@ def make_training_dataset(
         start_step: number of batches to skip.
         num_readers: how many shards are read in turn.
         decoded: what `decode_all` gave; then examples are taken from there, in the same order. None: from the files.
+        num_replicas: over how many devices a batch is split.
+        replicas: the numbers of those whose parts are returned.
 
     Returns:
-        Batches of what the reader gives, with images still uint8 (see `scale_images`).
+        Of each batch the part of one replica after the other: what the reader gives, with images still uint8 (see
+        `scale_images`), and the share of the batch that the part is, float32. A replica for which a small batch has no
+        example gets one of another replica, with a share of 0.
     """
     start_epoch, skipped_batches = divmod(start_step, -(-shards.num_examples // batch_size))
     total_bytes = sum(tf.io.gfile.stat(path).length for path in shards.files)
@@ -318,14 +327,24 @@ def make_training_dataset(
         skip = tf.where(epoch == start_epoch, tf.cast(skipped_batches * batch_size, tf.int64), 0)
         return records.skip(skip).batch(batch_size)
 
-    batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches)
-    if decoded is None:
-        return _decode_batches(reader, batches)
+    def parts(batch: tf.Tensor) -> tf.data.Dataset:
+        size = tf.shape(batch, tf.int64)[0]
+
+        def part(replica: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            start, end = replica * size // num_replicas, (replica + 1) * size // num_replicas
+            share = tf.cast(end - start, tf.float32) / tf.cast(size, tf.float32)
+            return batch[start : tf.maximum(end, start + 1)], share
+
+        return tf.data.Dataset.range(replicas.start, replicas.stop).map(part)
 
     def take(numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return tuple(tf.gather(column, numbers) for column in decoded)
 
-    return _map_batches(batches, take)
+    batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches)
+    if num_replicas > 1:
+        batches = batches.flat_map(parts)
+    prepare = prepare_function(reader) if decoded is None else take
+    return _map_batches(batches, lambda batch, share=1.0: (*prepare(batch), share))
 
 
 def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:

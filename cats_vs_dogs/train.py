@@ -17,6 +17,7 @@ import functools
 import math
 import re
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -47,7 +48,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     # Dataset flags.
-    flags.DEFINE_string("train_dir", "/tmp/cvd_model/", "The directory to save the model files in.")
+    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The directory to save the model files in.")
     flags.DEFINE_string(
         "train_data_pattern", "", "File glob for the training shards. Empty: the kit's own sample set, drawn once."
     )
@@ -259,10 +260,13 @@ class Report:
     ):
         self.train_dir = train_dir
         self.learning_rate = learning_rate
-        self._writer = tf.summary.create_file_writer(train_dir)
         self._classifier = classifier
         self._plan = plan
         self._last_clock = (0, 0.0, 0.0)
+
+    @functools.cached_property
+    def _writer(self) -> tf.summary.SummaryWriter:
+        return tf.summary.create_file_writer(self.train_dir)  # Not before there is something to write.
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step and writes its scalars.
@@ -352,6 +356,7 @@ class Evaluation:
         train_dir: metrics and summaries go to its folder eval, the best model to its folder best.
         may_cache: whether decoded pictures may stay in memory, if they take at most a quarter of what is free.
         early_stop_evals: how many evaluations without a lower loss than the best end training; 0: none.
+        cluster: evaluates on the devices of this process.
     """
 
     def __init__(
@@ -364,7 +369,9 @@ class Evaluation:
         train_dir: str,
         may_cache: bool,
         early_stop_evals: int,
+        cluster: distribution.Cluster,
     ):
+        self._cluster = cluster
         self._reader = reader
         self._shards = shards
         self._eval_dir = os.path.join(train_dir, "eval")
@@ -382,7 +389,7 @@ class Evaluation:
         if self._may_cache and readers.decoded_bytes(self._reader, self._shards) <= utils.free_memory() / 4:
             batches = batches.cache()
         writer = tf.summary.create_file_writer(self._eval_dir)
-        return eval_script.Evaluator(self._predictor, batches, writer, shows_batches=False)
+        return eval_script.Evaluator(self._predictor, self._cluster, batches, writer, shows_batches=False)
 
     @property
     def has_stopped_improving(self) -> bool:
@@ -425,11 +432,14 @@ def train_loop(
     total_steps: int,
     periods: Periods,
     stop: StopRequest,
-) -> None:
+    cluster: distribution.Cluster,
+) -> bool:
     """Trains until `total_steps`: step, log, evaluate, save, export, each when it is due.
 
     What a step is due to log and evaluate is written before its checkpoint, and what is later than the checkpoint is
     taken back when a run goes on from there: so a run that was killed leaves no gap and nothing twice.
+
+    Of several workers all take the steps, and the chief does the rest.
 
     Args:
         trainer: takes the steps.
@@ -441,49 +451,63 @@ def train_loop(
         total_steps: the step to stop at.
         periods: when things are due.
         stop: ends training after the step that is being done.
+        cluster: on which devices it trains.
+
+    Returns:
+        Whether training was stopped, on this worker or another.
 
     Raises:
-        UserError: if the loss or a gradient is not finite any more, or train_dir cannot be written to.
+        UserError: if the loss or a gradient is not finite any more, train_dir cannot be written to, or another worker
+            was lost.
     """
     step, last_save = int(checkpoint.progress.step), time.monotonic()
+    is_chief = cluster.is_chief
 
     def at_end() -> bool:
-        return step >= total_steps or (evaluation is not None and evaluation.has_stopped_improving)
+        return step >= total_steps or stops_early
 
     def is_due(period: int) -> bool:
         return period > 0 and step % period == 0
 
+    def agree() -> tuple[bool, bool]:
+        """Whether any worker was asked to stop, and whether the chief's evaluations say to stop early."""
+        return tuple(cluster.any_worker(bool(stop), evaluation is not None and evaluation.has_stopped_improving))
+
     # What the run before this one could not do any more at its last checkpoint.
     with utils.writing(report.train_dir, "train_dir"):
-        if step and evaluation and evaluation.is_missing(step) and (is_due(periods.evaluate) or at_end()):
+        if step and evaluation and evaluation.is_missing(step) and (is_due(periods.evaluate) or step >= total_steps):
             evaluation.run(step, stop)
-        if step and (is_due(periods.export) or at_end()):
+        is_stopped, stops_early = agree()
+        if step and is_chief and (is_due(periods.export) or at_end()):
             export(step)
 
-    while not at_end() and not stop:
-        if step in periods.profile[:1]:
+    while not at_end() and not is_stopped:
+        if is_chief and step in periods.profile[:1]:
             tf.profiler.experimental.start(report.train_dir)
         outputs = trainer.run_steps(batches, periods.steps_until_due(step, total_steps))
         step += outputs.num_steps
         check_finite(step, outputs, report.learning_rate)
         checkpoint.progress.step.assign(step)
-        if step in periods.profile[1:]:
+        if is_chief and step in periods.profile[1:]:
             tf.profiler.experimental.stop()
 
         with utils.writing(report.train_dir, "train_dir"):
-            if is_due(periods.log) or step == total_steps:
+            if is_chief and (is_due(periods.log) or step == total_steps):
                 report.log_step(step, outputs, trainer)
             save_is_due = step == total_steps or 0 < periods.save <= time.monotonic() - last_save
             if evaluation and (is_due(periods.evaluate) or save_is_due):
                 evaluation.run(step, stop)
                 save_is_due = True
-            if is_due(periods.export) or at_end():
+            is_stopped, stops_early = agree()
+            if is_chief and (is_due(periods.export) or at_end()):
                 report.log_weights(step, outputs)
-            if save_is_due or stop:
+            if is_chief and (save_is_due or is_stopped):
                 checkpoint.save()
                 last_save = time.monotonic()
-            if (is_due(periods.export) or at_end()) and not stop:
+            if is_chief and (is_due(periods.export) or at_end()) and not is_stopped:
                 export(step)
+    cluster.wait()  # For the chief to have written everything.
+    return is_stopped
 
 
 def check_finite(step: int, outputs: StepOutputs, learning_rate: Callable[[int], tf.Tensor]) -> None:
@@ -543,15 +567,23 @@ def main() -> None:
     )
     spec.classes()  # Wrong names are said before anything is read or written.
     optimizers.check_name(FLAGS.optimizer)
-    profile_steps = parse_profile_steps(FLAGS.profile_steps)
+    parse_profile_steps(FLAGS.profile_steps)
     if FLAGS.early_stop_evals and not FLAGS.eval_data_pattern:
         raise utils.UserError(f"--early_stop_evals={FLAGS.early_stop_evals}: needs --eval_data_pattern; give it")
-    utils.make_folder(FLAGS.train_dir, "train_dir")
-    checkpoints.lock(FLAGS.train_dir)
-    check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
     tf.debugging.set_log_device_placement(FLAGS.log_device_placement)
     if FLAGS.deterministic:
         tf.config.experimental.enable_op_determinism()
+    cluster = distribution.join_cluster()
+    with cluster.named_losses():
+        train_on(cluster, spec)
+
+
+def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
+    """The part of main that all workers of a cluster do together."""
+    if cluster.is_chief:
+        utils.make_folder(FLAGS.train_dir, "train_dir")
+        checkpoints.lock(FLAGS.train_dir)
+        check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
 
     # The data.
     pattern = FLAGS.train_data_pattern or sample_data.pattern("train")
@@ -560,14 +592,13 @@ def main() -> None:
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
     shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, FLAGS.bad_examples)
     eval_shards = None
-    if FLAGS.eval_data_pattern:
+    if FLAGS.eval_data_pattern and cluster.is_chief:
         eval_shards = bad_examples.open_shards(FLAGS.eval_data_pattern, "eval_data_pattern", reader, FLAGS.bad_examples)
 
     # The model, and how many steps it trains.
-    strategy = distribution.make_strategy()
     plan = Plan(
         num_examples=shards.num_examples,
-        batch_size=FLAGS.batch_size * strategy.num_replicas_in_sync,
+        batch_size=FLAGS.batch_size * cluster.num_replicas,
         num_epochs=FLAGS.num_epochs,
         max_steps=FLAGS.max_steps,
     )
@@ -580,52 +611,56 @@ def main() -> None:
         FLAGS.warmup_examples,
         plan.total_steps,
     )
-    with strategy.scope():
+    with cluster.strategy.scope():
         classifier = Classifier(spec, FLAGS.seed, FLAGS.precision)
         optimizer = optimizers.make_optimizer(
             FLAGS.optimizer,
             learning_rate,
-            FLAGS.clip_gradient_norm / strategy.num_replicas_in_sync,  # Each replica gives its part of the gradient.
+            FLAGS.clip_gradient_norm / cluster.num_replicas,  # Each replica gives its part of the gradient.
             scale_loss=FLAGS.precision == "mixed_float16",
         )
         optimizer.build(classifier.model.trainable_variables)
-    predictor = classifier if FLAGS.precision == "float32" else Classifier(spec)
+        predictor = classifier if FLAGS.precision == "float32" else Classifier(spec)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
     flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
-    record = run_record.make(flag_values, shards.records, num_parameters, strategy.num_replicas_in_sync)
+    record = run_record.make(flag_values, shards.records, num_parameters, cluster.num_replicas)
 
     # Nothing in train_dir was changed up to here; now all that can be known to be wrong is known.
-    if FLAGS.start_new_model:
+    if FLAGS.start_new_model and cluster.is_chief:
         logging.info("Flag 'start_new_model' is set. Building a new model.")
         checkpoints.delete_training(FLAGS.train_dir)
     checkpoint = checkpoints.TrainingCheckpoint(FLAGS.train_dir, classifier, optimizer, FLAGS.keep_checkpoints)
+    cluster.wait()  # For the chief to have deleted it.
     restored = checkpoint.restore_latest()
-    if restored:
-        run_record.warn_of_changes(FLAGS.train_dir, record)
     start_step = int(checkpoint.progress.step)
-    with utils.writing(FLAGS.train_dir, "train_dir"):
-        checkpoints.delete_half_written(FLAGS.train_dir)
-        checkpoints.save_spec(FLAGS.train_dir, spec)
-        utils.write_json(run_record.path_in(FLAGS.train_dir), record)
-        bad_examples.write_list(shards, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
-        event_files.cut(FLAGS.train_dir, start_step)
-        report = Report(FLAGS.train_dir, classifier, learning_rate, plan)
-        evaluation = None
-        if eval_shards:
-            eval_dir = os.path.join(FLAGS.train_dir, "eval")
+    check_same_step(cluster.of_chief(start_step), start_step, FLAGS.train_dir)
+    report, evaluation = Report(FLAGS.train_dir, classifier, learning_rate, plan), None
+    if cluster.is_chief:
+        if restored:
+            run_record.warn_of_changes(FLAGS.train_dir, record)
+        with utils.writing(FLAGS.train_dir, "train_dir"):
+            checkpoints.delete_half_written(FLAGS.train_dir)
+            checkpoints.save_spec(FLAGS.train_dir, spec)
+            utils.write_json(run_record.path_in(FLAGS.train_dir), record)
+            bad_examples.write_list(shards, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
+            event_files.cut(FLAGS.train_dir, start_step)
+    if eval_shards:
+        eval_dir = os.path.join(FLAGS.train_dir, "eval")
+        with utils.writing(FLAGS.train_dir, "train_dir"):
             utils.make_folder(eval_dir, "train_dir")
             bad_examples.write_list(eval_shards, os.path.join(eval_dir, "bad_examples.csv"))
             event_files.cut(eval_dir, int(checkpoint.progress.evaluated))
-            evaluation = Evaluation(
-                reader,
-                eval_shards,
-                predictor,
-                classifier,
-                checkpoint.progress,
-                FLAGS.train_dir,
-                FLAGS.cache != "none",
-                FLAGS.early_stop_evals,
-            )
+        evaluation = Evaluation(
+            reader,
+            eval_shards,
+            predictor,
+            classifier,
+            checkpoint.progress,
+            FLAGS.train_dir,
+            FLAGS.cache != "none",
+            FLAGS.early_stop_evals,
+            cluster,
+        )
 
     logging.info(f"{spec.model}: {num_parameters:,} parameters.")
     logging.info("Number of training files: %d.", len(shards.files))
@@ -670,20 +705,22 @@ def main() -> None:
             FLAGS.num_epochs,
             start_step,
             FLAGS.num_readers,
-            decoded=readers.decode_all(reader, shards) if use_cache(FLAGS.cache, reader, shards, epochs_left) else None,
+            readers.decode_all(reader, shards) if use_cache(FLAGS.cache, reader, shards, epochs_left) else None,
+            cluster.num_replicas,
+            cluster.replicas,
         )
         with stop.listening():
-            train_loop(
+            is_stopped = train_loop(
                 Trainer(
                     classifier,
                     optimizer,
-                    strategy,
+                    cluster.strategy,
                     FLAGS.regularization_penalty,
                     jit_compile={"on": True, "off": False, "auto": has_gpu}[FLAGS.jit_compile],
                     measures_waiting=not FLAGS.deterministic,  # TensorFlow then refuses to look at the clock.
                     stop=stop.is_made,
                 ),
-                iter(distribution.distribute(strategy, batches)),
+                iter(cluster.distribute(batches)),
                 checkpoint,
                 report,
                 evaluation,
@@ -691,20 +728,31 @@ def main() -> None:
                 plan.total_steps,
                 Periods(
                     log=FLAGS.log_steps,
-                    evaluate=plan.steps_per_epoch if evaluation else 0,
+                    evaluate=plan.steps_per_epoch if FLAGS.eval_data_pattern else 0,
                     save=FLAGS.save_checkpoint_secs,
                     export=FLAGS.export_model_steps,
-                    profile=profile_steps,
+                    profile=parse_profile_steps(FLAGS.profile_steps),
                 ),
                 stop,
+                cluster,
             )
-    if stop:
+    if is_stopped:
         log_stop(int(checkpoint.progress.step))
-        sys.exit(128 + stop.signal_number)
+        sys.exit(128 + (stop.signal_number or signal.SIGTERM))
     if evaluation:
         best_dir = os.path.join(FLAGS.train_dir, "best")
         logging.info("The best model, that of step %d, is in %s.", int(checkpoint.progress.best_step), best_dir)
-    log_next_commands(FLAGS.train_dir, FLAGS["train_dir"].using_default_value, bool(FLAGS.train_data_pattern))
+    if cluster.is_chief:
+        log_next_commands(FLAGS.train_dir, bool(FLAGS.train_data_pattern))
+
+
+def check_same_step(chief_step: int, step: int, train_dir: str) -> None:
+    """Raises UserError if the checkpoint that this worker goes on from is not the chief's."""
+    if step != chief_step:
+        raise utils.UserError(
+            f"--train_dir={train_dir}: the chief goes on from step {chief_step} there, this worker from step "
+            f"{step}; name a folder that all workers share, such as one on gs://"
+        )
 
 
 def parse_profile_steps(values: list[str]) -> tuple[int, ...]:
@@ -747,16 +795,15 @@ def log_stop(step: int) -> None:
     logging.info("Stopped at step %d, which is saved. To go on: python %s", step, shlex.join(arguments))
 
 
-def log_next_commands(train_dir: str, is_default: bool, has_own_data: bool) -> None:
+def log_next_commands(train_dir: str, has_own_data: bool) -> None:
     """Says what to type next.
 
     Args:
         train_dir: where the model is.
-        is_default: whether the other scripts look there by default.
         has_own_data: whether it was trained on something else than the sample set.
     """
     logging.info("Done training. The model is in %s. How to go on:", train_dir)
-    where = "" if is_default else f" --train_dir={shlex.quote(train_dir)}"
+    where = "" if train_dir == utils.TRAIN_DIR else f" --train_dir={shlex.quote(train_dir)}"
     for script, data in (
         ("eval.py --run_once", " --eval_data_pattern='...'"),
         ("inference.py", " --input_data_pattern='...'"),

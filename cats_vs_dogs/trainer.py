@@ -13,7 +13,7 @@ from cats_vs_dogs.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class StepOutputs:
-    """What some steps gave, most of it of the last of them. The lists have a tensor for each device.
+    """What some steps gave, most of it of the last of them. The lists have a tensor for each device of this process.
 
     Attributes:
         num_steps: how many steps were taken.
@@ -48,7 +48,7 @@ class Trainer:
         regularization_penalty: weight of the regularization loss.
         jit_compile: whether XLA compiles the forward and backward pass.
         measures_waiting: whether to measure how long steps wait for a batch.
-        stop: bool; once it is true no step is begun any more. None: nothing stops it.
+        stop: bool; once it is true on any worker, the step that is being done is the last. None: nothing stops it.
 
     Attributes:
         timed_steps: number of steps timed so far: all but the first, which waits for the graph to be built.
@@ -88,7 +88,7 @@ class Trainer:
         """Takes steps without returning to Python between them.
 
         Args:
-            batches: iterator over (ids, images, labels), perhaps distributed over devices.
+            batches: iterator over (images, labels, share of the global batch), perhaps distributed over devices.
             num_steps: how many steps to take, at least 1. Fewer are taken if `stop` becomes true, or when the loss or
                 a gradient is not finite any more; and only one the first time.
 
@@ -100,16 +100,16 @@ class Trainer:
             num_steps = 1  # The first waits for the graph to be built.
         self._is_warm = True
         start = time.monotonic()
-        num_done, waiting, is_finite, largest_norm, outputs = self._run_steps(batches, tf.constant(num_steps))
-        label_loss, regularization_loss, norm, images, probabilities, labels = outputs
+        num_done, waiting, is_finite, largest_norm, sums, outputs = self._run_steps(batches, tf.constant(num_steps))
+        images, probabilities, labels = outputs
         self._largest_gradient_norm = max(self._largest_gradient_norm, float(largest_norm))
         finished = StepOutputs(
             int(num_done),
             bool(is_finite),
             self._largest_gradient_norm,
-            float(norm[0]),
-            float(sum(label_loss)),
-            float(sum(regularization_loss)),
+            float(sums["norm"]),
+            float(sums["label_loss"]),
+            float(sums["regularization_loss"]),
             images,
             probabilities,
             labels,
@@ -121,18 +121,18 @@ class Trainer:
         return finished
 
     def _run_steps_in_graph(self, batches, num_steps):
-        outputs, waiting = self._next_step(batches, self._now())
-        num_done, largest_norm, is_finite = 1, _finite_or_zero(outputs[2][0]), self._is_finite(outputs)
+        sums, outputs, waiting = self._next_step(batches, self._now())
+        num_done, largest_norm, is_finite = 1, _finite_or_zero(sums["norm"]), self._is_finite(sums)
         # Not `and`, which would become branches of the graph.
-        while (num_done < num_steps) & is_finite & ~self._stop.read_value():
-            with tf.control_dependencies(outputs[0]):
+        while (num_done < num_steps) & is_finite & (sums["stop"] == 0.0):
+            with tf.control_dependencies([sums["label_loss"]]):
                 step_done = self._now()
-            outputs, seconds = self._next_step(batches, step_done)
+            sums, outputs, seconds = self._next_step(batches, step_done)
             waiting += seconds
             num_done += 1
-            largest_norm = tf.maximum(largest_norm, _finite_or_zero(outputs[2][0]))
-            is_finite = self._is_finite(outputs)
-        return num_done, waiting, is_finite, largest_norm, outputs
+            largest_norm = tf.maximum(largest_norm, _finite_or_zero(sums["norm"]))
+            is_finite = self._is_finite(sums)
+        return num_done, waiting, is_finite, largest_norm, sums, outputs
 
     def _next_step(self, batches, after: tf.Tensor):
         """Takes a batch once `after` is there, and a step with it; also says how many seconds the batch took."""
@@ -142,34 +142,41 @@ class Trainer:
             batch = next(batches)
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             waited = self._now() - asked
-        outputs = self._strategy.run(self._replica_step, args=batch)
-        return [list(self._strategy.experimental_local_results(output)) for output in outputs], waited
+        sums, outputs = self._strategy.run(self._replica_step, args=(*batch, self._stop.read_value()))
+        local = self._strategy.experimental_local_results
+        return (
+            {name: local(value)[0] for name, value in sums.items()},
+            [list(local(output)) for output in outputs],
+            waited,
+        )
 
     def _now(self) -> tf.Tensor:
         return tf.timestamp() if self._measures_waiting else tf.zeros([], tf.float64)
 
-    def _is_finite(self, outputs) -> tf.Tensor:
-        label_loss, regularization_loss, norm, *_ = outputs
-        loss = tf.add_n(label_loss) + tf.add_n(regularization_loss)
+    def _is_finite(self, sums) -> tf.Tensor:
+        loss = sums["label_loss"] + sums["regularization_loss"]
         # With a scaled loss gradients may overflow: the optimizer leaves out that step and lowers the scale.
-        return tf.math.is_finite(loss if self._scales_loss else loss + norm[0])
+        return tf.math.is_finite(loss if self._scales_loss else loss + sums["norm"])
 
-    def _step_on_replica(self, unused_ids, images, labels):
-        replicas = tf.distribute.get_replica_context()
-        num_examples = tf.cast(tf.shape(labels)[0], tf.float32)
-        share = num_examples / replicas.all_reduce(tf.distribute.ReduceOp.SUM, num_examples)
+    def _step_on_replica(self, images, labels, share, stop):
         gradients, label_loss, regularization_loss, probabilities = self._gradients(images, labels, share)
         # A variable that the loss does not depend on has no gradient.
         variables = self._classifier.model.trainable_variables
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         # Summed here, since Keras clips before it sums. It then sums once more: each replica gives its part of the sum.
-        gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, [gradient for gradient, _ in pairs])
+        # The losses and the request to stop are summed too, so that all workers go on or end at the same step.
+        others = [label_loss, regularization_loss, tf.cast(stop, tf.float32)]
+        replicas = tf.distribute.get_replica_context()
+        *gradients, label_loss, regularization_loss, stop = replicas.all_reduce(
+            tf.distribute.ReduceOp.SUM, [*(gradient for gradient, _ in pairs), *others]
+        )
         norm = tf.linalg.global_norm(gradients)
         if self._scales_loss:
             norm /= self._optimizer.dynamic_scale
         gradients = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply_gradients(zip(gradients, [variable for _, variable in pairs], strict=True))
-        return label_loss, regularization_loss, norm, images, probabilities, labels
+        sums = {"label_loss": label_loss, "regularization_loss": regularization_loss, "norm": norm, "stop": stop}
+        return sums, (images, probabilities, labels)
 
     def _gradients_of_batch(self, images, labels, share):
         """Gradients of this replica's part of the loss, which is the mean over the global batch."""

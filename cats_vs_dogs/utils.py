@@ -20,6 +20,8 @@ from typing import IO, Any
 
 from absl import app, flags, logging
 
+TRAIN_DIR = "/tmp/cvd_model/"
+
 
 class UserError(Exception):
     """Something that the user can mend. Scripts print its message in one line and exit with 1, without a traceback."""
@@ -87,6 +89,15 @@ def _exit_with_error(message: str) -> None:
     sys.stdout.flush()
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(1)
+
+
+def default_train_dir() -> str:
+    """Returns the train_dir of scripts that are given none: where a job of Vertex AI is told to write, else TRAIN_DIR.
+
+    https://cloud.google.com/vertex-ai/docs/training/code-requirements#environment-variables
+    """
+    names = ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR", "AIP_TENSORBOARD_LOG_DIR")
+    return next((os.environ[name] for name in names if os.environ.get(name)), TRAIN_DIR)
 
 
 def find_class(name: str, module: ModuleType, base_class: type, flag: str) -> type:

@@ -2,8 +2,9 @@
 
 python killed_train.py '{"kill": "save", "count": 2, "num_devices": 1}' <flags of train.py>
 
-"kill" is what is being done at that moment, the "count"th time in this process: "save" (about to begin), "rename" (of
-the index file of a checkpoint, whose data file is there already), "export" (written, not yet renamed), or null.
+"kill" is what is being done at that moment, the "count"th time in this process: "steps" (some, about to begin), "save"
+(the same), "rename" (of the index file of a checkpoint, whose data file is there already), "export" (written, not yet
+renamed), or null.
 """
 
 import json
@@ -19,7 +20,7 @@ if __package__ in (None, ""):
 import keras
 import tensorflow as tf
 
-from cats_vs_dogs import checkpoints, cvd_models, models
+from cats_vs_dogs import checkpoints, cvd_models, models, trainer
 
 plan = json.loads(sys.argv.pop(1))
 
@@ -54,7 +55,9 @@ def kill_when_called(owner, name, is_meant=lambda *args: True, after=False):
     setattr(owner, name, replacement)
 
 
-if plan["kill"] == "save":
+if plan["kill"] == "steps":
+    kill_when_called(trainer.Trainer, "run_steps")
+elif plan["kill"] == "save":
     kill_when_called(checkpoints.TrainingCheckpoint, "save")
 elif plan["kill"] == "rename":
     kill_when_called(tf.io.gfile, "rename", lambda *args: args[1].endswith(".index") and "best" not in args[1])

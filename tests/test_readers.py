@@ -156,6 +156,35 @@ def test_decoded_examples_come_in_the_same_order(tmp_path, start_step):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(("num_workers", "per_worker"), [(1, 2), (3, 1), (2, 2)])
+def test_batches_are_split_over_replicas(tmp_path, num_workers, per_worker):
+    shards = shards_of(write_shards(tmp_path, num_examples=17, num_shards=2))
+    reader = readers.CatsVsDogsFeatureReader(image_size=4)
+    decoded = readers.decode_all(reader, shards)
+    arguments = {"batch_size": 8, "seed": 5, "num_epochs": 2, "start_step": 1}
+    whole = list(readers.make_training_dataset(reader, shards, **arguments))
+    assert [len(batch[0]) for batch in whole] == [8, 1, 8, 8, 1]
+    assert [float(batch[-1]) for batch in whole] == [1.0] * 5
+    for source in (None, decoded):
+        parts = [[] for _ in whole]
+        for worker in range(num_workers):
+            replicas = range(worker * per_worker, (worker + 1) * per_worker)
+            arguments |= {"num_replicas": num_workers * per_worker, "replicas": replicas, "decoded": source}
+            of_worker = list(readers.make_training_dataset(reader, shards, **arguments))
+            assert len(of_worker) == len(whole) * per_worker
+            for i, part in enumerate(of_worker):
+                parts[i // per_worker].append(part)
+        for batch, of_batch in zip(whole, parts, strict=True):
+            counted = [part for part in of_batch if float(part[-1]) > 0]
+            for column in range(3):
+                joined = np.concatenate([part[column] for part in counted])
+                np.testing.assert_array_equal(joined, batch[column])
+            shares = [len(part[0]) / len(batch[0]) for part in counted]
+            np.testing.assert_allclose([float(part[-1]) for part in counted], shares, rtol=1e-6)
+            # A replica without an example has one all the same, since no layer can do without.
+            assert all(len(part[0]) == 1 for part in of_batch if float(part[-1]) == 0)
+
+
 def test_a_subclass_with_its_own_preparation_is_used(tmp_path):
     class GrayReader(readers.CatsVsDogsFeatureReader):
         def prepare_serialized_examples(self, serialized_examples):

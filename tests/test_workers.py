@@ -1,0 +1,188 @@
+"""Several processes on loopback train one model, as several machines do: what they give, and when one is lost."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import write_shards
+
+from cats_vs_dogs import distribution
+from cats_vs_dogs.utils import UserError
+
+DRIVER = Path(__file__).resolve().parent / "killed_train.py"
+ALONE = {"kill": None, "count": 1, "num_devices": 1}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Fewer shards than workers; the last batch of an epoch, of one example, is too small for two devices."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, "train", num_examples=65, num_shards=1)
+    write_shards(folder, "validation", num_examples=9, num_shards=1)
+    return folder
+
+
+class Workers:
+    """Processes of train.py that train one model in 5 epochs of 5 steps, and stop early after a few of them."""
+
+    def __init__(self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief"):
+        ports = free_ports(len(plans))
+        cluster = {chief: [f"127.0.0.1:{ports[0]}"], "worker": [f"127.0.0.1:{port}" for port in ports[1:]]}
+        command = [f"--train_data_pattern={shards}/train-*", f"--train_dir={train_dir}", "--image_size=16", "--seed=3"]
+        command += [f"--batch_size={16 // len(plans)}", "--model=MoeModel", "--log_steps=2", *flags]
+        self.processes = []
+        for number, plan in enumerate(plans):
+            task = {"type": "worker", "index": number - 1} if number else {"type": chief, "index": 0}
+            # A single process has no TF_CONFIG; the extra keys are those of Vertex AI.
+            config = json.dumps({"cluster": cluster, "task": {**task, "cloud": "x"}, "environment": "cloud"})
+            environment = {**os.environ, "TMPDIR": str(train_dir.parent)}
+            environment |= {"TF_CONFIG": config} if len(plans) > 1 else {}
+            process = subprocess.Popen(
+                [sys.executable, str(DRIVER), json.dumps(plan), *command],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd="/",
+            )
+            self.processes.append(process)
+
+    def read_until(self, start):
+        """Reads what the chief says, up to a line that begins so."""
+        for line in self.processes[0].stderr:
+            if line.startswith(start):
+                return
+        raise AssertionError(f"ended with {self.processes[0].wait()}")
+
+    def end(self, *codes):
+        """Waits for all to end, expects these exit codes, and returns what each said."""
+        said = [process.communicate(timeout=150)[1] for process in self.processes]
+        assert [process.returncode for process in self.processes] == list(codes), "\n\n".join(said)
+        return said
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def values_of(train_dir):
+    reader = tf.train.load_checkpoint(str(train_dir / "model.ckpt-25"))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """What two workers give that nothing happens to, and what they said."""
+    folder = tmp_path_factory.mktemp("whole")
+    said = Workers(shards, folder / "train_dir", f"--eval_data_pattern={shards}/validation-*").end(0, 0)
+    return folder / "train_dir", said
+
+
+def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, whole, tmp_path):
+    Workers(shards, tmp_path / "one", plans=[ALONE]).end(0)
+    two, one = values_of(whole[0]), values_of(tmp_path / "one")
+    assert two.keys() == one.keys()
+    for name in two:
+        if "progress" not in name:
+            np.testing.assert_allclose(two[name], one[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_only_the_chief_logs_evaluates_and_writes(whole):
+    train_dir, (chief, worker) = whole
+    assert "This is worker 1 of 2, the chief." in chief and "This is worker 2 of 2." in worker
+    for line in ("training step 25 |", "epoch/eval number 25 |", "Exporting the model", "Done training."):
+        assert line in chief and line not in worker
+    # Event files, of the chief's two writers; nothing beside train_dir, where temporary files go.
+    assert len(list(train_dir.rglob("events.out.tfevents.*"))) == 2
+    assert [path.name for path in train_dir.parent.iterdir()] == ["train_dir"]
+    assert json.loads((train_dir / "run.json").read_text())["replicas"] == 2
+
+
+def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path):
+    flags = [f"--eval_data_pattern={shards}/validation-*"]
+    kill = {"kill": "steps", "count": 5, "num_devices": 1}
+    resumed_at = []
+    for plans in ([kill, ALONE], [ALONE, kill]):  # First the chief is lost, then the other.
+        workers = Workers(shards, tmp_path, *flags, plans=plans)
+        killed, survivor = workers.processes if plans[0] is kill else workers.processes[::-1]
+        rest = killed.communicate(timeout=150)[1]
+        assert killed.returncode == -signal.SIGKILL, rest
+        lost = time.monotonic()
+        said = survivor.communicate(timeout=150)[1]
+        assert survivor.returncode == 1 and time.monotonic() - lost < 60
+        last = said.strip().splitlines()[-1]
+        assert last.startswith("error: another worker of the cluster was lost (this is worker ")
+        assert "Traceback" not in said
+        resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
+    for said in Workers(shards, tmp_path, *flags).end(0, 0):
+        resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
+    assert resumed_at == ["5", "10", "10"]
+    resumed, expected = values_of(tmp_path), values_of(whole[0])
+    for name in expected:
+        np.testing.assert_array_equal(resumed[name], expected[name], err_msg=name)
+
+
+def test_a_signal_to_one_worker_stops_all_and_the_step_is_saved(shards, tmp_path):
+    # In 2017 the chief was called master.
+    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=100", chief="master")
+    workers.read_until("training step 200")
+    workers.processes[1].send_signal(signal.SIGTERM)
+    chief, worker = workers.end(143, 143)
+    assert "SIGTERM: training stops after this step and saves." in worker
+    steps = [re.search(r"Stopped at step (\d+), which is saved", said)[1] for said in (chief, worker)]
+    assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{steps[0]}"]
+    assert steps[0] == steps[1] and int(steps[0]) % 100 != 0
+
+
+def test_tasks_of_a_cluster():
+    def tasks_of(cluster, job="worker", index=0):
+        return distribution.tasks_of(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}, "job": {}}))
+
+    for alone in ("", "{}", '{"task": {"type": "chief", "index": 0}, "environment": "cloud"}'):
+        assert distribution.tasks_of(alone) is None
+    assert tasks_of({"chief": ["a:1"]}, "chief") is None
+    assert tasks_of({"worker": ["a:1"]}) is None
+    config, num_workers, worker = tasks_of({"master": ["a:1"], "worker": ["b:1", "c:1"]}, "worker", 1)
+    assert config["cluster"] == {"chief": ["a:1"], "worker": ["b:1", "c:1"]} and config["job"] == {}
+    assert (num_workers, worker) == (3, 2)
+    config, num_workers, worker = tasks_of({"master": ["a:1"], "worker": ["b:1"]}, "master")
+    assert config["task"] == {"type": "chief", "index": 0} and (num_workers, worker) == (2, 0)
+    assert tasks_of({"worker": ["a:1", "b:1"]}, "worker", 0)[1:] == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "job", "index", "reason"),
+    [
+        ({"chief": ["a:1"], "worker": ["b:1"], "ps": ["c:1"]}, "chief", 0, "parameter servers .* take them out"),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "ps", 0, "parameter servers"),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "evaluator", 0, "run eval.py as a job of its own"),
+        ({"chief": ["a:1"], "worker": ["b:1"], "evaluator": ["c:1"]}, "chief", 0, "run eval.py as a job of its own"),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "worker", 1, "its task, worker 1, is not in its cluster"),
+        ({"chief": ["a:1", "b:1"], "worker": ["c:1"]}, "chief", 0, "more than one chief"),
+        ({"chief": ["a:1"], "server": ["b:1"]}, "chief", 0, 'of the kind "server"'),
+        (["a:1"], "chief", 0, "is not JSON like"),
+        ({"chief": 3}, "chief", 0, "is not JSON like"),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, "chief", "first", "is not JSON like"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined(cluster, job, index, reason):
+    with pytest.raises(UserError, match=f"TF_CONFIG=.*{reason}"):
+        distribution.tasks_of(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}}))
+
+
+def test_a_broken_tf_config_is_one_line(fails_in_one_line, tmp_path):
+    said = fails_in_one_line("train", f"--train_dir={tmp_path}", env={"TF_CONFIG": '{"cluster": '})
+    assert said.startswith('error: TF_CONFIG={"cluster": : is not JSON like {')
