@@ -29,6 +29,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import io
 import json
 import logging as python_logging
@@ -409,11 +410,11 @@ def run(model_dir: str, files: Sequence[str], output_path: str, batch_size: int,
         )
         pipeline.run().wait_until_finish()
     except Exception as error:
-        # Runners wrap what a worker raised in errors of theirs, or in a text.
-        ours = re.findall(rf"{utils.UserError.__name__}: (.*)", f"{type(error).__name__}: {error}")
-        if ours:
-            raise utils.UserError(ours[-1]) from error
-        raise
+        # Runners wrap what a worker raised in errors of theirs, as a text: of this kit or about a file.
+        reasons = re.findall(rf"(?:{utils.UserError.__name__}|errors_impl\.\w+): (.*)", str(error))
+        if not reasons:
+            raise
+        raise utils.UserError(f"the job ended without results: {reasons[-1]}") from error
     finally:
         with contextlib.suppress(tf.errors.NotFoundError):  # As it is when all went well.
             tf.io.gfile.rmtree(aside)
@@ -456,7 +457,6 @@ def main(beam_flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # By its name and not as __main__, so that workers find what they are to run.
-    from cats_vs_dogs.batch_predict import define_flags, main  # noqa: F811
-
+    # Its main by name and not as __main__, so that workers find what they are to run.
+    main = importlib.import_module("cats_vs_dogs.batch_predict").main
     utils.run_script(main, define_flags, pass_on_flags=True)

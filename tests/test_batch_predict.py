@@ -202,6 +202,16 @@ def test_errors_before_beam_starts(predict, train_dir, tmp_path, monkeypatch):
         predict(str(tmp_path / "*"))
 
 
+def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path):
+    pattern = write_shards(tmp_path / "in", num_examples=4, num_shards=2)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "prediction.results-00000-of-00001").write_text("older")
+    (tmp_path / "in" / "train-2").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="^the job ended without results: .*train-2; No such file"):
+        predict(pattern)
+    assert [path.read_text() for path in (tmp_path / "results").iterdir()] == ["older"]
+
+
 def test_models_that_are_none(train_dir, tmp_path):
     batch_predict.check_model(str(train_dir / "export"))
     with pytest.raises(UserError, match=f"^--model_dir={train_dir}: holds no SavedModel"):
