@@ -31,6 +31,7 @@ import difflib
 import functools
 import importlib
 import io
+import itertools
 import json
 import logging as python_logging
 import math
@@ -149,12 +150,11 @@ def predict(part: Part, model_dir: str, batch_size: int) -> Iterator[tuple[int, 
 
     first, records, damage = part.first, [], None
     try:
-        for number, (_, record) in enumerate(tfrecords.walk(part.path, part.position, first, with_bytes=True), first):
-            if part.count is not None and number == part.first + part.count:
-                break
+        walk = tfrecords.walk(part.path, part.position, first, with_bytes=True)
+        for _, record in itertools.islice(walk, part.count):
             if len(records) == batch_size:
                 yield part.shard, _predict_batch(first, records, model_dir)
-                first, records = number, []
+                first, records = first + batch_size, []
             records.append(record)
     except tfrecords.Damage as error:
         damage = (first + len(records), "", str(error))
@@ -280,9 +280,9 @@ def publish(shards: tuple[None, Iterable[tuple[int, str, list[str]]]], output_pa
     for final, path in (*moves.items(), (os.path.join(output_path, ERRORS_FILE), errors_path)):
         if gfile.exists(path):
             gfile.rename(path, final, overwrite=True)
-    for older in gfile.glob(os.path.join(output_path, "prediction.results-*")):
-        if older not in moves:
-            gfile.remove(older)
+    for name in gfile.listdir(output_path):
+        if name.startswith("prediction.results-") and os.path.join(output_path, name) not in moves:
+            gfile.remove(os.path.join(output_path, name))
     gfile.rmtree(aside)
 
 
