@@ -21,6 +21,7 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff"],
+        "beam": ["apache-beam>=2.77"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "apache-beam>=2.77"],
     },
 )

@@ -127,18 +127,18 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], unique_ids: b
         behind = []
         for number, outcome in enumerate(_outcomes(items, count, lambda record: prepare(record[tf.newaxis]))):
             if isinstance(outcome, _READ_ERRORS):
-                behind = [(path, unread, "", _reason(outcome)) for unread in range(number, count)]
+                behind = [(path, unread, "", reason_of(outcome)) for unread in range(number, count)]
                 break
             if isinstance(outcome, Exception):
-                reasons[number] = _reason(outcome)
+                reasons[number] = reason_of(outcome)
             elif unique_ids:
-                reason = _id_problem(id_text(outcome[0]), (path, number), first_places)
+                reason = id_problem(id_text(outcome[0]), (path, number), first_places)
                 if reason:
                     reasons[number] = reason
         if reasons:
             for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
                 if number in reasons:
-                    yield path, number, _id_of(record), reasons[number]
+                    yield path, number, id_of(record), reasons[number]
         yield from behind
 
 
@@ -156,7 +156,8 @@ def _outcomes(items: tf.data.Dataset, count: int, function: Callable) -> Iterato
             yield error
 
 
-def _id_of(record: bytes) -> str:
+def id_of(record: bytes) -> str:
+    """Returns the id in a serialized record, "" if there is none."""
     with contextlib.suppress(Exception):  # Whatever is wrong with the record is said elsewhere.
         feature = tf.train.Example.FromString(record).features.feature[tfrecords.FILENAME]
         return id_text(feature.bytes_list.value[0])
@@ -168,7 +169,7 @@ def id_text(example_id: bytes) -> str:
     return example_id.decode("utf-8", "replace")
 
 
-def _id_problem(example_id: str, place: tuple[str, int], first_places: dict[str, tuple[str, int]]) -> str:
+def id_problem(example_id: str, place: tuple[str, int], first_places: dict[str, tuple[str, int]]) -> str:
     """Says why a CSV cannot have a row with an id, "" if it can; then notes where the id is."""
     if not example_id:
         return f"it has no id ({tfrecords.FILENAME} is missing or empty)"
@@ -194,15 +195,15 @@ def make_id_check(shards: Shards) -> Callable[[Iterable[str]], None]:
 
     def check(example_ids: Iterable[str]) -> None:
         for example_id, (path, number) in zip(example_ids, places, strict=False):  # Takes no place without an id.
-            reason = _id_problem(example_id, (path, number), first_places)
+            reason = id_problem(example_id, (path, number), first_places)
             if reason:
                 raise _named((path, number, example_id, reason))
 
     return check
 
 
-def _reason(error: Exception) -> str:
-    """Says in a few words what a TensorFlow error about a record means."""
+def reason_of(error: Exception) -> str:
+    """Says in a few words what a TensorFlow error about a record, or Python's when it shows one, means."""
     if isinstance(error, UnicodeDecodeError):  # TensorFlow quotes what cannot be parsed, and fails to show the quote.
         return "it is not a tf.train.Example"
     text = str(error.message)
@@ -285,4 +286,4 @@ def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, files: Sequence[str])
 
     for path, outcome in zip(files, _outcomes(paths, len(files), decode), strict=True):
         if isinstance(outcome, Exception):
-            yield path, 0, ids[path], _reason(outcome)
+            yield path, 0, ids[path], reason_of(outcome)

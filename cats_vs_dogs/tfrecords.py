@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import tensorflow as tf
@@ -16,7 +16,13 @@ LABEL = "image/class/label"  # int64: 1 = dog, 0 = cat; absent in test shards
 # A record on disk: its length (uint64), a CRC of the length (uint32), its bytes, a CRC of those (uint32).
 # https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 _HEADER = struct.Struct("<QI")
-_FOOTER_BYTES = 4
+_FOOTER = struct.Struct("<I")
+
+_BAD_CHECKSUM = "is damaged from record {} on (checksum); make or download the shard again"
+
+
+class Damage(Exception):
+    """Says why a TFRecord file cannot be read from some record on."""
 
 
 def make_example(encoded: bytes, filename: str, label: int | None) -> bytes:
@@ -82,27 +88,54 @@ def scan(path: str) -> tuple[int, str]:
     Raises:
         UserError: if the file cannot be read at all.
     """
+    count = 0
+    try:
+        for _ in walk(path):
+            count += 1
+    except Damage as damage:
+        return count, str(damage)
+    return count, ""
+
+
+def walk(path: str, position: int = 0, number: int = 0, with_bytes: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Goes from record to record of a TFRecord file.
+
+    Args:
+        path: the file.
+        position: where in the file to begin, bytes: 0 or what an earlier walk gave.
+        number: of the record there, from 0, for messages.
+        with_bytes: whether to read the records and not only their length fields.
+
+    Yields:
+        Where each record begins, and its bytes, or none of them.
+
+    Raises:
+        Damage: where the file is damaged: what the damage is and what to do about it.
+        UserError: if the file cannot be read at all.
+    """
     try:
         size = tf.io.gfile.stat(path).length
         if size == 0:
-            return 0, "the file is empty; make it again, or leave it out of the pattern"
-        count, position = 0, 0
+            raise Damage("the file is empty; make it again, or leave it out of the pattern")
         with tf.io.gfile.GFile(path, "rb") as file:
             while position < size:
                 file.seek(position)
                 header = file.read(_HEADER.size)
-                if not _is_header(header) and count == 0:
-                    return 0, f"is not a TFRecord file{_what_else(header)}"
+                if not _is_header(header) and position == 0:
+                    raise Damage(f"is not a TFRecord file{_what_else(header)}")
                 if len(header) == _HEADER.size and not _is_header(header):
-                    return count, f"is damaged from record {count} on (checksum); make or download the shard again"
-                position += _HEADER.size + _FOOTER_BYTES
-                position += _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
-                if position > size:
-                    return count, f"breaks off within record {count}; make or download the shard again"
-                count += 1
+                    raise Damage(_BAD_CHECKSUM.format(number))
+                length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+                end = position + _HEADER.size + length + _FOOTER.size
+                if end > size:
+                    raise Damage(f"breaks off within record {number}; make or download the shard again")
+                record = file.read(length) if with_bytes else b""
+                if with_bytes and _FOOTER.pack(_masked_crc(record)) != file.read(_FOOTER.size):
+                    raise Damage(_BAD_CHECKSUM.format(number))
+                yield position, record
+                position, number = end, number + 1
     except tf.errors.OpError as error:
         raise UserError(f"{path}: cannot be read: {error.message}; leave it out of the pattern") from error
-    return count, ""
 
 
 def is_shard(path: str) -> bool:

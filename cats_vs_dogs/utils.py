@@ -27,13 +27,15 @@ class UserError(Exception):
     """Something that the user can mend. Scripts print its message in one line and exit with 1, without a traceback."""
 
 
-def run_script(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+def run_script(main: Callable[..., None], define_flags: Callable[[], None], pass_on_flags: bool = False) -> None:
     """Runs a script: defines its flags, reads the command line, calls `main`, and ends with a proper exit code.
 
     Args:
-        main: called without arguments once the flags have been read.
+        main: called once the flags have been read; without arguments, or with `pass_on_flags` with those of the
+            command line that are no flags of the script, a list of strings.
         define_flags: defines the script's flags. Called here and not on import, so that one process can import
             every script.
+        pass_on_flags: whether others than the script's flags are allowed.
     """
     define_flags()
 
@@ -42,17 +44,18 @@ def run_script(main: Callable[[], None], define_flags: Callable[[], None]) -> No
             print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
             sys.exit(0)  # absl would exit with 1.
         try:
-            rest = flags.FLAGS(argv)
+            flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may stand behind others: --other 1 --its=2
+            rest = flags.FLAGS(argv, known_only=pass_on_flags)
         except flags.Error as error:
             _exit_with_error(f"{error} (--help lists all flags)")
-        if len(rest) > 1:
+        if len(rest) > 1 and not pass_on_flags:
             _exit_with_error(f"{' '.join(rest[1:])}: not a flag; write --name=value, and put quotes around patterns")
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, float) and not math.isfinite(value):  # No bound holds nan back.
                 _exit_with_error(f"--{name}={value}: must be a finite number")
         return rest
 
-    def guarded_main(unused_argv: Sequence[str]) -> None:
+    def guarded_main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().setFormatter(_LineFormatter())
         logging.get_absl_handler().addFilter(_is_ours_or_grave)
@@ -60,7 +63,7 @@ def run_script(main: Callable[[], None], define_flags: Callable[[], None]) -> No
         # As an exception, so that what is half written is cleaned up.
         signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
         try:
-            main()
+            main(*([argv[1:]] if pass_on_flags else []))
         except UserError as error:
             _exit_with_error(str(error))
         except KeyboardInterrupt:

@@ -18,6 +18,7 @@ FLOORS = [
         "export_model",
         "eval",
         "inference",
+        "batch_predict",
         "convert_images_to_tfrecords",
         "convert_prediction_from_json_to_csv",
         "download_tfrecords",
@@ -50,7 +51,13 @@ def test_all_scripts_can_be_imported_in_one_process():
 
 @pytest.mark.parametrize(
     "script",
-    ["convert_images_to_tfrecords", "convert_prediction_from_json_to_csv", "download_tfrecords", "sample_data"],
+    [
+        "batch_predict",
+        "convert_images_to_tfrecords",
+        "convert_prediction_from_json_to_csv",
+        "download_tfrecords",
+        "sample_data",
+    ],
 )
 def test_help_does_not_import_tensorflow(script):
     code = (

@@ -10,6 +10,9 @@ from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 
 READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+FLAGS_OF_OTHERS = {"help", "logdir"}
+FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
+FLAGS_OF_BEAM |= {"project", "region", "temp_location"}
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
 
 
@@ -41,7 +44,7 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("name", READMES)
 def test_flags_and_files_named_exist(name):
     code = "".join(path.read_text() for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"))
-    for flag in set(re.findall(r"--(\w+)", READMES[name])) - {"help", "logdir"}:
+    for flag in set(re.findall(r"--(\w+)", READMES[name])) - FLAGS_OF_OTHERS - FLAGS_OF_BEAM:
         assert f'"{flag}"' in code, flag
     for file in set(re.findall(r"`(\w+\.py)`", READMES[name])):
         assert (REPOSITORY / "cats_vs_dogs" / file).exists(), file
@@ -120,6 +123,8 @@ def test_every_command_works(run_script, clone, bucket):
     assert ran == scripts
     submission = (clone / "submission.csv").read_text().splitlines()
     assert submission[0] == "Id,Category" and len(submission) == 1 + 500
+    batch = (clone / "batch.csv").read_text().splitlines()
+    assert batch[0] == "Id,Category" and len(batch) == 1 + 500
     assert (clone / "probabilities.csv").read_text().startswith("Id,Probability\n1.jpg,")
     assert (clone / "tmp" / "cvd_data" / "train-00000-of-00001").read_bytes() == b"a shard"
     assert (clone / "from_json.csv").read_text() == "Id,Category\n1.jpg,1\n"
