@@ -22,6 +22,6 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff"],
     },
 )
