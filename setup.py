@@ -11,6 +11,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.17",
+        "keras>=3.12",  # With 3.4, of the days of TensorFlow 2.17, several GPUs do not train as one does.
         "tensorboard>=2.17",  # TensorFlow 2.21 no longer brings it; summaries cannot be written without it.
         "numpy",
         "absl-py",
@@ -22,6 +23,6 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
         "beam": ["apache-beam>=2.77"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "apache-beam>=2.77"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"],
     },
 )

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,24 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
+READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+
+
+def blocks(text, language):
+    """Returns the fenced blocks of a language in a README."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [code for name, code in fenced if name == language]
+
+
+def commands_here_and_in_the_cloud():
+    """Returns the sh blocks outside of the section "Google Cloud", which test_readmes.py runs, and the others.
+
+    Those of the cloud need gcloud and something that answers it: test_vertex.py runs them.
+    """
+    before, heading, rest = READMES["README.en.md"].partition("\n## Google Cloud\n")
+    section, next_heading, after = rest.partition("\n## ")
+    assert heading and next_heading
+    return blocks(before, "sh") + blocks(after, "sh"), blocks(section, "sh")
 
 
 @pytest.fixture(scope="session")

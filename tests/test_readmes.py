@@ -6,19 +6,26 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+import yaml
+from conftest import READMES, REPOSITORY, blocks, commands_here_and_in_the_cloud
 from fake_gcs import FakeGcs
 
-READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
-FLAGS_OF_OTHERS = {"help", "logdir"}
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
 FLAGS_OF_BEAM |= {"project", "region", "temp_location"}
+# Flags of gcloud and TensorBoard; test_vertex.py runs gcloud with them.
+FLAGS_OF_OTHERS = {
+    "args",
+    "artifact",
+    "config",
+    "container",
+    "display",
+    "format",
+    "help",
+    "location",
+    "logdir",
+    "region",
+}
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
-
-
-def blocks(text, language):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [code for name, code in fenced if name == language]
 
 
 def test_both_readmes_have_the_same_commands_code_tables_and_links():
@@ -70,6 +77,16 @@ def test_the_first_commands_are_those_of_ci():
     assert "python3 -m venv" in ci and "-e '.[test]'" in ci and ci.rstrip().endswith("pytest")
 
 
+def test_the_workflow_runs_ci_from_the_oldest_versions_allowed_on():
+    job = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["tests"]
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    oldest = re.findall(r'(?:python_requires="|"tensorflow)>=([0-9.]+)"', (REPOSITORY / "setup.py").read_text())
+    versions = [
+        tuple(entry[name] for name in ("tensorflow", "python")) for entry in job["strategy"]["matrix"]["include"]
+    ]
+    assert sorted(versions[0]) == sorted(oldest)  # As strings: 3.10 without quotes is the number 3.1.
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A clone whose user has added the code of the README to cvd_models.py and losses.py, and has data at hand."""
@@ -101,8 +118,10 @@ def bucket(monkeypatch):
 
 
 def test_every_command_works(run_script, clone, bucket):
-    """In the order of the README, in one folder, as a reader would type them."""
-    commands = "".join(blocks(READMES["README.en.md"], "sh")).splitlines()
+    """In the order of the README, in one folder, as a reader would type them; test_vertex.py runs the others."""
+    here, in_the_cloud = commands_here_and_in_the_cloud()
+    assert sorted(here + in_the_cloud) == sorted(blocks(READMES["README.en.md"], "sh"))
+    commands = "".join(here).splitlines()
     ran = set()
     for command in commands:
         command = command.split("&& ")[-1].replace("/tmp/", f"{clone}/tmp/")
