@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, eval_util, readers, sample_data, utils
+from cats_vs_dogs import bad_examples, checkpoints, eval_util, event_files, readers, sample_data, utils
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
 
 FLAGS = flags.FLAGS
@@ -169,7 +169,7 @@ def main() -> None:
 
     classifier = Classifier(spec)
     with utils.writing(eval_dir, "train_dir"):
-        writer = tf.summary.create_file_writer(eval_dir)
+        writer = event_files.make_writer(eval_dir)
     evaluator = Evaluator(classifier, batches, writer, shows_batches=True)
     seen, evaluated = None, None
     while True:

@@ -3,11 +3,12 @@
 import os
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs.utils import UserError
+from cats_vs_dogs.utils import UserError, reason_of
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
 FILENAME = "image/filename"  # bytes: the id of the example, such as "dog.12.jpg"
@@ -67,17 +68,28 @@ def count_records(path: str) -> int:
     Raises:
         UserError: if the file is empty, is no TFRecord file, breaks off within a record, or a length is damaged.
     """
-    count, damage = scan(path)
-    if damage:
-        raise UserError(f"{path}: {damage}")
-    return count
+    found = scan(path)
+    if found.damage:
+        raise UserError(f"{path}: {found.damage}")
+    return found.count
 
 
-def scan(path: str) -> tuple[int, str]:
+class Scan(NamedTuple):
+    """What the length fields of a TFRecord file say.
+
+    Attributes:
+        count: number of records before the damage.
+        damage: what the damage is and what to do about it, "" if there is none.
+        size: bytes of the file.
+    """
+
+    count: int
+    damage: str
+    size: int
+
+
+def scan(path: str) -> Scan:
     """Counts the records of a TFRecord file up to its end or to where it is damaged. Looks at the length fields only.
-
-    Returns:
-        The number of records before the damage; what the damage is and what to do about it, "" if there is none.
 
     Raises:
         UserError: if the file cannot be read at all.
@@ -85,24 +97,25 @@ def scan(path: str) -> tuple[int, str]:
     try:
         size = tf.io.gfile.stat(path).length
         if size == 0:
-            return 0, "the file is empty; make it again, or leave it out of the pattern"
+            return Scan(0, "the file is empty; make it again, or leave it out of the pattern", size)
         count, position = 0, 0
         with tf.io.gfile.GFile(path, "rb") as file:
             while position < size:
                 file.seek(position)
                 header = file.read(_HEADER.size)
                 if not _is_header(header) and count == 0:
-                    return 0, f"is not a TFRecord file{_what_else(header)}"
+                    return Scan(0, f"is not a TFRecord file{_what_else(header)}", size)
                 if len(header) == _HEADER.size and not _is_header(header):
-                    return count, f"is damaged from record {count} on (checksum); make or download the shard again"
+                    damage = f"is damaged from record {count} on (checksum); make or download the shard again"
+                    return Scan(count, damage, size)
                 position += _HEADER.size + _FOOTER_BYTES
                 position += _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
                 if position > size:
-                    return count, f"breaks off within record {count}; make or download the shard again"
+                    return Scan(count, f"breaks off within record {count}; make or download the shard again", size)
                 count += 1
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: cannot be read: {error.message}; leave it out of the pattern") from error
-    return count, ""
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}; leave it out of the pattern") from error
+    return Scan(count, "", size)
 
 
 def is_shard(path: str) -> bool:

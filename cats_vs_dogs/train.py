@@ -259,7 +259,7 @@ class Report:
     ):
         self.train_dir = train_dir
         self.learning_rate = learning_rate
-        self._writer = tf.summary.create_file_writer(train_dir)
+        self._writer = event_files.make_writer(train_dir)
         self._classifier = classifier
         self._plan = plan
         self._last_clock = (0, 0.0, 0.0)
@@ -301,7 +301,6 @@ class Report:
             tf.summary.scalar("reg_loss", outputs.regularization_loss)
             tf.summary.scalar("gradient_norm", outputs.gradient_norm)
             tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
-        self._writer.flush()
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input."""
@@ -309,6 +308,9 @@ class Report:
             tf.summary.histogram("model/input_raw", readers.scale_images(tf.concat(outputs.images, axis=0)))
             for weight in self._classifier.model.weights:
                 tf.summary.histogram(weight.path, weight.value)
+
+    def flush(self) -> None:
+        """Makes sure that what was written is in the event file."""
         self._writer.flush()
 
 
@@ -381,7 +383,7 @@ class Evaluation:
         # Not before the first evaluation, when the pictures to train on are in memory and no longer count as free.
         if self._may_cache and readers.decoded_bytes(self._reader, self._shards) <= utils.free_memory() / 4:
             batches = batches.cache()
-        writer = tf.summary.create_file_writer(self._eval_dir)
+        writer = event_files.make_writer(self._eval_dir)
         return eval_script.Evaluator(self._predictor, batches, writer, shows_batches=False)
 
     @property
@@ -480,6 +482,7 @@ def train_loop(
             if is_due(periods.export) or at_end():
                 report.log_weights(step, outputs)
             if save_is_due or stop:
+                report.flush()
                 checkpoint.save()
                 last_save = time.monotonic()
             if (is_due(periods.export) or at_end()) and not stop:
@@ -653,7 +656,7 @@ def main() -> None:
 
     def export(step: int) -> None:
         model_dir = export_model.export_path(FLAGS.train_dir, step)
-        if tf.io.gfile.exists(model_dir) and step == start_step:
+        if step == start_step and export_model.is_exported(model_dir):
             return
         logging.info("Exporting the model at step %d to %s.", step, model_dir)
         predictor.copy_weights(classifier)
