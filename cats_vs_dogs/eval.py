@@ -115,11 +115,11 @@ def _show_batch(
         "Examples_per_sec: %.3f",
         *(num_examples, step, batch["hit_at_one"], batch["perr"], batch["loss"], examples_per_second),
     )
-    with writer.as_default(step=step):
-        tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
-        tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
-        tf.summary.scalar("GlobalStep/Eval_Loss", batch["loss"])
-        tf.summary.scalar("GlobalStep/Eval_Example_Second", examples_per_second)
+    writer.set_as_default(step)
+    tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
+    tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
+    tf.summary.scalar("GlobalStep/Eval_Loss", batch["loss"])
+    tf.summary.scalar("GlobalStep/Eval_Example_Second", examples_per_second)
 
 
 def _show_whole(step: int, whole: dict[str, Any], writer: tf.summary.SummaryWriter) -> None:
@@ -133,16 +133,16 @@ def _show_whole(step: int, whole: dict[str, Any], writer: tf.summary.SummaryWrit
         *(whole["log_loss"], whole["roc_auc"], confusion["cats_as_cats"], confusion["cats_as_dogs"]),
         *(confusion["dogs_as_dogs"], confusion["dogs_as_cats"]),
     )
-    with writer.as_default(step=step):
-        tf.summary.scalar("Epoch/Eval_Avg_Hit@1", whole["avg_hit_at_one"])
-        tf.summary.scalar("Epoch/Eval_Avg_Perr", whole["avg_perr"])
-        tf.summary.scalar("Epoch/Eval_Avg_Loss", whole["avg_loss"])
-        tf.summary.scalar("Epoch/Eval_MAP", whole["map"])
-        tf.summary.scalar("Epoch/Eval_GAP", whole["gap"])
-        tf.summary.scalar("Epoch/Eval_Log_Loss", whole["log_loss"])
-        tf.summary.scalar("Epoch/Eval_ROC_AUC", whole["roc_auc"])
-        for name, count in confusion.items():
-            tf.summary.scalar(f"Confusion/{name}", count)
+    writer.set_as_default(step)
+    tf.summary.scalar("Epoch/Eval_Avg_Hit@1", whole["avg_hit_at_one"])
+    tf.summary.scalar("Epoch/Eval_Avg_Perr", whole["avg_perr"])
+    tf.summary.scalar("Epoch/Eval_Avg_Loss", whole["avg_loss"])
+    tf.summary.scalar("Epoch/Eval_MAP", whole["map"])
+    tf.summary.scalar("Epoch/Eval_GAP", whole["gap"])
+    tf.summary.scalar("Epoch/Eval_Log_Loss", whole["log_loss"])
+    tf.summary.scalar("Epoch/Eval_ROC_AUC", whole["roc_auc"])
+    for name, count in confusion.items():
+        tf.summary.scalar(f"Confusion/{name}", count)
     writer.flush()
     for animal, right, wrong in (("cat", "cats_as_cats", "cats_as_dogs"), ("dog", "dogs_as_dogs", "dogs_as_cats")):
         if confusion[right] + confusion[wrong] == 0:

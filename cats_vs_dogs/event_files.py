@@ -7,9 +7,10 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 
 
 def make_writer(folder: str) -> tf.summary.SummaryWriter:
-    """Returns a writer of summaries, which are in its file when it is flushed, and else after at most half a minute.
+    """Returns a writer of summaries, which are in its file when it is flushed, and else after half a minute or so.
 
-    Not more often: on object stores the whole file is uploaded each time.
+    Not more often: on object stores the whole file is uploaded each time. To be used with `set_as_default`, since at
+    the end of a block of `as_default` it is flushed.
     """
     return tf.summary.create_file_writer(folder, max_queue=1_000_000, flush_millis=30_000)
 

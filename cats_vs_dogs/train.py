@@ -291,23 +291,23 @@ class Report:
             "%.0f%%",
             *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap, 100 * data_wait),
         )
-        with self._writer.as_default(step=step):
-            tf.summary.scalar("model/Training_Hit@1", hit_at_one)
-            tf.summary.scalar("model/Training_Perr", perr)
-            tf.summary.scalar("model/Training_GAP", gap)
-            tf.summary.scalar("global_step/Examples/Second", examples_per_second)
-            tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
-            tf.summary.scalar("label_loss", outputs.label_loss)
-            tf.summary.scalar("reg_loss", outputs.regularization_loss)
-            tf.summary.scalar("gradient_norm", outputs.gradient_norm)
-            tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
+        self._writer.set_as_default(step)
+        tf.summary.scalar("model/Training_Hit@1", hit_at_one)
+        tf.summary.scalar("model/Training_Perr", perr)
+        tf.summary.scalar("model/Training_GAP", gap)
+        tf.summary.scalar("global_step/Examples/Second", examples_per_second)
+        tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
+        tf.summary.scalar("label_loss", outputs.label_loss)
+        tf.summary.scalar("reg_loss", outputs.regularization_loss)
+        tf.summary.scalar("gradient_norm", outputs.gradient_norm)
+        tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input."""
-        with self._writer.as_default(step=step):
-            tf.summary.histogram("model/input_raw", readers.scale_images(tf.concat(outputs.images, axis=0)))
-            for weight in self._classifier.model.weights:
-                tf.summary.histogram(weight.path, weight.value)
+        self._writer.set_as_default(step)
+        tf.summary.histogram("model/input_raw", readers.scale_images(tf.concat(outputs.images, axis=0)))
+        for weight in self._classifier.model.weights:
+            tf.summary.histogram(weight.path, weight.value)
 
     def flush(self) -> None:
         """Makes sure that what was written is in the event file."""
