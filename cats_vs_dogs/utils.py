@@ -245,6 +245,7 @@ def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
     """Opens a text file that appears at `path` only when the block ends without an exception.
 
     The file is opened at once, so an output that cannot be written is noticed before the work and not after it.
+    For an object store the text is kept in memory and uploaded at the end.
 
     Args:
         path: where the whole file will be. An older file there stays until then.
