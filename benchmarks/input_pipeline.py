@@ -138,7 +138,7 @@ def main() -> None:
         if num_photos < arguments.num_photos:
             records[path] = tfrecords.count_records(path)
             num_photos += records[path]
-    shards = readers.Shards(records)
+    shards = readers.Shards(records, num_bytes=sum(map(os.path.getsize, records)))
     raw = tf.data.TFRecordDataset(shards.files)
     encoded = [
         tf.train.Example.FromString(record).features.feature[tfrecords.IMAGE].bytes_list.value[0]

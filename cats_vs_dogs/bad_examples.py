@@ -45,18 +45,21 @@ def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, 
         UserError: if nothing matches, a file cannot be opened, or more than half of the records are bad; with "fail",
             if a file is damaged as far as its length fields tell, or the first record is bad.
     """
-    files = list_files(pattern, flag)
+    scanned = {path: tfrecords.scan(path) for path in list_files(pattern, flag)}
+    num_bytes = sum(scan.size for scan in scanned.values() if scan.count)
     if bad_examples == "fail":
-        shards = Shards({path: tfrecords.count_records(path) for path in files})
+        for path, scan in scanned.items():
+            if scan.damage:
+                raise UserError(f"{path}: {scan.damage}")
+        shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes)
         with named_errors(reader, shards):
             next(iter(readers.make_dataset(reader, shards, batch_size=1)))
         return shards
-    scanned = {path: tfrecords.scan(path) for path in files}
-    readable = {path: count for path, (count, _) in scanned.items() if count}
-    bad_list = [(path, count, "", damage) for path, (count, damage) in scanned.items() if damage]
+    readable = {path: scan.count for path, scan in scanned.items() if scan.count}
+    bad_list = [(path, scan.count, "", scan.damage) for path, scan in scanned.items() if scan.damage]
     bad_list = sorted([*bad_list, *find_bad_examples(reader, readable, unique_ids)])
-    records = {path: count + bool(scanned[path][1]) for path, count in readable.items()}
-    return _unless_most_are_bad(Shards(records, bad_list))
+    records = {path: count + bool(scanned[path].damage) for path, count in readable.items()}
+    return _unless_most_are_bad(Shards(records, bad_list, num_bytes))
 
 
 def open_pictures(files: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str) -> Shards:

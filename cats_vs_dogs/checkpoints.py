@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from cats_vs_dogs.classifier import Classifier, ModelSpec
-from cats_vs_dogs.utils import UserError, read_json, write_aside, write_json
+from cats_vs_dogs.utils import UserError, is_remote, read_json, reason_of, write_aside, write_json
 
 # Everything that the kit writes into a train_dir; --start_new_model deletes nothing else.
 _OWN_FILES = re.compile(
@@ -22,14 +23,8 @@ _OWN_FILES = re.compile(
 )
 _OWN_FOLDERS = ("best", "eval", "export", "plugins")
 # What a run that was killed leaves half written.
-_HALF_WRITTEN = (
-    "model.ckpt-*.tmp*",
-    "checkpoint.*.tmp",
-    "*.json.*.tmp",
-    "cut.*.tmp",
-    "eval/cut.*.tmp",
-    "export/step_*.tmp",
-    "best/*.tmp*",
+_HALF_WRITTEN = re.compile(
+    r"model\.ckpt-.*\.tmp.*|(checkpoint\.|.*\.json\.|(eval/)?cut\.|export/step_).*\.tmp|best/.*\.tmp.*"
 )
 
 
@@ -57,7 +52,11 @@ def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
         UserError: if there is no model, or it is another one than expected.
     """
     path = model_flags_path(train_dir)
-    if not tf.io.gfile.exists(path):
+    try:
+        is_there = tf.io.gfile.exists(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"--train_dir={train_dir}: cannot be read: {reason_of(error)}") from error
+    if not is_there:
         raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
     kinds = {
         "model": str,
@@ -152,7 +151,8 @@ def save_best(classifier: Classifier, best_dir: str, step: int, metrics: dict) -
         step: at which the model is.
         metrics: of its evaluation, for metrics-<step>.json.
     """
-    tf.io.gfile.makedirs(best_dir)
+    if not is_remote(best_dir):
+        tf.io.gfile.makedirs(best_dir)
     save_spec(best_dir, classifier.spec)
     write_json(os.path.join(best_dir, f"metrics-{step}.json"), metrics)
     path = os.path.join(best_dir, f"model.ckpt-{step}")
@@ -251,10 +251,11 @@ class TrainingCheckpoint:
         path = os.path.join(self._train_dir, f"model.ckpt-{int(self.progress.step)}")
         _write(self._checkpoint, path)
         # Later ones are of a run that could not be gone on with: this one began with an older checkpoint.
-        older = [other for other in all_checkpoints(self._train_dir) if step_of(other) < step_of(path)]
+        others = [other for other in all_checkpoints(self._train_dir) if other != path]
+        older = [other for other in others if step_of(other) < step_of(path)]
         kept = [path, *older[: self._keep - 1]]
         self._write_state(kept)
-        for other in all_checkpoints(self._train_dir):
+        for other in others:
             if other not in kept:
                 _delete(other)
         return path
@@ -270,6 +271,14 @@ class TrainingCheckpoint:
 def _write(checkpoint: tf.train.Checkpoint, path: str) -> None:
     """Writes a checkpoint so that it is there, whole, or not there at all: its index file appears last."""
     gfile = tf.io.gfile
+    if is_remote(path):  # TensorFlow itself would make some forty requests of it.
+        with tempfile.TemporaryDirectory() as folder:
+            aside = os.path.join(folder, "checkpoint")
+            checkpoint.write(aside)
+            _delete(path)
+            for file in sorted(gfile.glob(f"{aside}.*")):
+                gfile.copy(file, path + file.removeprefix(aside), overwrite=True)
+        return
     aside = f"{path}.{os.getpid()}.tmp"
     try:
         checkpoint.write(aside)
@@ -285,8 +294,11 @@ def _write(checkpoint: tf.train.Checkpoint, path: str) -> None:
 
 def _delete(path: str) -> None:
     """Deletes a checkpoint, its index file first, so that no half of one is ever taken for a whole."""
-    for file in sorted(tf.io.gfile.glob([f"{path}.index", f"{path}.data-*", f"{path}_temp"]), reverse=True):
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(file) else tf.io.gfile.remove)(file)
+    for file in sorted(tf.io.gfile.glob(f"{path}[._]*"), reverse=True):
+        if re.fullmatch(r"\.index|\.data-[^.]*", file.removeprefix(path)):
+            tf.io.gfile.remove(file)
+        elif file == f"{path}_temp":
+            tf.io.gfile.rmtree(file)
 
 
 def _values(variables: list[keras.Variable]) -> list[tf.Variable]:
@@ -380,8 +392,24 @@ def lock(train_dir: str) -> int | None:
 
 def delete_half_written(train_dir: str) -> None:
     """Deletes what a training run that was killed did not finish writing; to be called with the `lock`."""
-    for path in tf.io.gfile.glob([os.path.join(train_dir, pattern) for pattern in _HALF_WRITTEN]):
+    for name in filter(_HALF_WRITTEN.fullmatch, _names(train_dir)):
+        path = os.path.join(train_dir, name)
         (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+
+
+def _names(train_dir: str) -> list[str]:
+    """Returns the names of what is in a train_dir, and in those of its folders that the kit makes: "best/run.json"."""
+    gfile = tf.io.gfile
+    if is_remote(train_dir) and not gfile.isdir(train_dir):  # There is no object in it yet.
+        return []
+    names = []
+    for name in gfile.listdir(train_dir):
+        folder = os.path.join(train_dir, name.rstrip("/"))
+        if name.rstrip("/") in _OWN_FOLDERS and gfile.isdir(folder) and not os.path.islink(folder):
+            names += [os.path.join(name, inner) for inner in gfile.listdir(folder) if inner.strip("/")]
+        else:
+            names.append(name)
+    return [name.rstrip("/") for name in names if name.strip("/")]
 
 
 def own_files(train_dir: str) -> list[str]:
@@ -390,22 +418,13 @@ def own_files(train_dir: str) -> list[str]:
     Raises:
         UserError: if there is anything else in it, or it is not a folder for a model alone.
     """
-    gfile = tf.io.gfile
     refusal = f"--start_new_model: --train_dir={train_dir} "
     if os.path.islink(train_dir.rstrip("/")):
         raise UserError(f"{refusal}is a symbolic link; nothing was deleted; name the folder that it points to")
     if os.path.realpath(train_dir) in (os.path.abspath(os.sep), os.path.realpath(os.path.expanduser("~"))):
         raise UserError(f"{refusal}is no folder for a model alone; nothing was deleted; name another train_dir")
-    names = []
-    for name in gfile.listdir(train_dir):
-        name = name.rstrip("/")
-        folder = os.path.join(train_dir, name)
-        if name in _OWN_FOLDERS and gfile.isdir(folder) and not os.path.islink(folder):
-            names += [f"{name}/{inner.rstrip('/')}" for inner in gfile.listdir(folder)]
-        else:
-            names.append(name)
-    paths = {name: os.path.join(train_dir, name) for name in names}
-    foreign = sorted(name for name in names if not _OWN_FILES.fullmatch(name) or os.path.islink(paths[name]))
+    paths = {name: os.path.join(train_dir, name) for name in _names(train_dir)}
+    foreign = sorted(name for name in paths if not _OWN_FILES.fullmatch(name) or os.path.islink(paths[name]))
     if foreign:
         raise UserError(
             f"{refusal}holds files that the kit did not write, such as {foreign[0]}; nothing was deleted; move them "

@@ -19,6 +19,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 import threading
 import unicodedata
 import warnings
@@ -159,7 +160,7 @@ def convert(images: str, output_dir: str, validation_percent: int, examples_per_
         try:
             _write(source, splits, output_dir, examples_per_shard, num_threads, report)
         except tf.errors.OpError as error:
-            raise utils.UserError(f"--output_dir={output_dir}: cannot be written: {error.message}") from error
+            raise utils.UserError(f"--output_dir={output_dir}: cannot be written: {utils.reason_of(error)}") from error
     _log_summary(report, output_dir, validation_percent)
     return report
 
@@ -202,6 +203,41 @@ class _Folder:
                 return file.read(MAX_FILE_BYTES)
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
+
+
+class _RemoteFolder:
+    """The files of a folder on an object store, such as gs://bucket/photos, and of its sub-folders."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields (path below the folder, its whole path) of each file."""
+        import tensorflow as tf
+
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                names = tf.io.gfile.listdir(os.path.join(self._path, folder))
+            except tf.errors.OpError as error:
+                raise utils.UserError(f"--images={self._path}: cannot be listed: {utils.reason_of(error)}") from error
+            for name in filter(None, names):
+                if name.endswith("/"):
+                    folders.append(folder + name)
+                else:
+                    yield folder + name, os.path.join(self._path, folder + name)
+
+    def read(self, full_path: str) -> bytes:
+        """Returns the bytes of a file, or raises BadImage."""
+        import tensorflow as tf
+
+        try:
+            with tf.io.gfile.GFile(full_path, "rb") as file:
+                _check_size(file.size())
+                return file.read(MAX_FILE_BYTES)
+        except tf.errors.OpError as error:
+            raise BadImage(f"cannot be read: {utils.reason_of(error)}") from error
 
 
 class _Zip:
@@ -256,7 +292,14 @@ def _decode_name(raw: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _open_source(images: str) -> Iterator[_Folder | _Zip]:
+def _open_source(images: str) -> Iterator[_Folder | _RemoteFolder | _Zip]:
+    if utils.is_remote(images) and not images.lower().endswith(".zip"):
+        yield _RemoteFolder(images)
+        return
+    if utils.is_remote(images):  # Photos are read in an order of their own, which would be a request for each.
+        with tempfile.TemporaryDirectory() as folder, _open_source(_download(images, folder)) as source:
+            yield source
+        return
     if os.path.isdir(images):
         yield _Folder(images)
         return
@@ -274,7 +317,19 @@ def _open_source(images: str) -> Iterator[_Folder | _Zip]:
         yield _Zip(archive)
 
 
-def list_photos(source: _Folder | _Zip, report: Report) -> list[Photo]:
+def _download(images: str, folder: str) -> str:
+    """Copies a file of an object store into a folder of this machine and returns where it is."""
+    import tensorflow as tf
+
+    path = os.path.join(folder, os.path.basename(images))
+    try:
+        tf.io.gfile.copy(images, path)
+    except tf.errors.OpError as error:
+        raise utils.UserError(f"--images={images}: cannot be downloaded: {utils.reason_of(error)}") from error
+    return path
+
+
+def list_photos(source: _Folder | _RemoteFolder | _Zip, report: Report) -> list[Photo]:
     """Returns the files of a source that may be photographs, with their labels and ids, sorted by path.
 
     Args:
@@ -469,7 +524,7 @@ def _describe(data: bytes) -> str:
 
 
 def _write(
-    source: _Folder | _Zip,
+    source: _Folder | _RemoteFolder | _Zip,
     splits: dict[str, list[Photo]],
     output_dir: str,
     examples_per_shard: int,
@@ -480,7 +535,8 @@ def _write(
     import tensorflow as tf
 
     aside = os.path.join(output_dir, f".unfinished-{os.getpid()}")
-    tf.io.gfile.makedirs(aside)
+    if not utils.is_remote(aside):
+        tf.io.gfile.makedirs(aside)
     try:
         _write_aside(source, splits, aside, examples_per_shard, num_threads, report)
         _write_bad_images(report, output_dir)
@@ -491,11 +547,12 @@ def _write(
             )
         _move_shards(aside, output_dir, report.shards)
     finally:
-        tf.io.gfile.rmtree(aside)
+        with contextlib.suppress(tf.errors.NotFoundError):  # Without an object in it, a folder of a bucket is gone.
+            tf.io.gfile.rmtree(aside)
 
 
 def _write_aside(
-    source: _Folder | _Zip,
+    source: _Folder | _RemoteFolder | _Zip,
     splits: dict[str, list[Photo]],
     aside: str,
     examples_per_shard: int,
@@ -560,7 +617,7 @@ def _check_no_shards(output_dir: str, splits: Iterable[str]) -> None:
     try:
         present = tf.io.gfile.listdir(output_dir) if tf.io.gfile.isdir(output_dir) else []
     except tf.errors.OpError as error:
-        raise utils.UserError(f"--output_dir={output_dir}: cannot be listed: {error.message}") from error
+        raise utils.UserError(f"--output_dir={output_dir}: cannot be listed: {utils.reason_of(error)}") from error
     for split in splits:
         old = sorted(name for name in present if name.startswith(f"{split}-"))
         if old:

@@ -127,7 +127,7 @@ def read_predictions(files: Iterable[str]) -> Iterator[tuple[str, float]]:
                     if line.strip():
                         yield _read_line(line, seen, f"{path}, line {number}")
         except tf.errors.OpError as error:
-            raise utils.UserError(f"{path}: cannot be read: {error.message}") from error
+            raise utils.UserError(f"{path}: cannot be read: {utils.reason_of(error)}") from error
 
 
 def _read_line(line: bytes, seen: set[str], where: str) -> tuple[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, readers, sample_data, utils
+from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, event_files, readers, sample_data, utils
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
 from cats_vs_dogs.distribution import Cluster
 
@@ -125,11 +125,11 @@ def _show_batch(
         "Examples_per_sec: %.3f",
         *(num_examples, step, batch["hit_at_one"], batch["perr"], batch["loss"], examples_per_second),
     )
-    with writer.as_default(step=step):
-        tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
-        tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
-        tf.summary.scalar("GlobalStep/Eval_Loss", batch["loss"])
-        tf.summary.scalar("GlobalStep/Eval_Example_Second", examples_per_second)
+    writer.set_as_default(step)
+    tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
+    tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
+    tf.summary.scalar("GlobalStep/Eval_Loss", batch["loss"])
+    tf.summary.scalar("GlobalStep/Eval_Example_Second", examples_per_second)
 
 
 def _show_whole(step: int, whole: dict[str, Any], writer: tf.summary.SummaryWriter) -> None:
@@ -143,16 +143,16 @@ def _show_whole(step: int, whole: dict[str, Any], writer: tf.summary.SummaryWrit
         *(whole["log_loss"], whole["roc_auc"], confusion["cats_as_cats"], confusion["cats_as_dogs"]),
         *(confusion["dogs_as_dogs"], confusion["dogs_as_cats"]),
     )
-    with writer.as_default(step=step):
-        tf.summary.scalar("Epoch/Eval_Avg_Hit@1", whole["avg_hit_at_one"])
-        tf.summary.scalar("Epoch/Eval_Avg_Perr", whole["avg_perr"])
-        tf.summary.scalar("Epoch/Eval_Avg_Loss", whole["avg_loss"])
-        tf.summary.scalar("Epoch/Eval_MAP", whole["map"])
-        tf.summary.scalar("Epoch/Eval_GAP", whole["gap"])
-        tf.summary.scalar("Epoch/Eval_Log_Loss", whole["log_loss"])
-        tf.summary.scalar("Epoch/Eval_ROC_AUC", whole["roc_auc"])
-        for name, count in confusion.items():
-            tf.summary.scalar(f"Confusion/{name}", count)
+    writer.set_as_default(step)
+    tf.summary.scalar("Epoch/Eval_Avg_Hit@1", whole["avg_hit_at_one"])
+    tf.summary.scalar("Epoch/Eval_Avg_Perr", whole["avg_perr"])
+    tf.summary.scalar("Epoch/Eval_Avg_Loss", whole["avg_loss"])
+    tf.summary.scalar("Epoch/Eval_MAP", whole["map"])
+    tf.summary.scalar("Epoch/Eval_GAP", whole["gap"])
+    tf.summary.scalar("Epoch/Eval_Log_Loss", whole["log_loss"])
+    tf.summary.scalar("Epoch/Eval_ROC_AUC", whole["roc_auc"])
+    for name, count in confusion.items():
+        tf.summary.scalar(f"Confusion/{name}", count)
     writer.flush()
     for animal, right, wrong in (("cat", "cats_as_cats", "cats_as_dogs"), ("dog", "dogs_as_dogs", "dogs_as_cats")):
         if confusion[right] + confusion[wrong] == 0:
@@ -181,7 +181,7 @@ def main() -> None:
     with cluster.strategy.scope():
         classifier = Classifier(spec)
     with utils.writing(eval_dir, "train_dir"):
-        writer = tf.summary.create_file_writer(eval_dir)
+        writer = event_files.make_writer(eval_dir)
     evaluator = Evaluator(classifier, cluster, batches, writer, shows_batches=True)
     seen, evaluated = None, None
     while True:

@@ -1,9 +1,18 @@
-"""Event files of TensorBoard: taking back what a run wrote after the checkpoint that the next one goes on from."""
+"""Event files of TensorBoard: writing them, and taking back what a run wrote after the checkpoint to go on from."""
 
 import os
 
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+
+
+def make_writer(folder: str) -> tf.summary.SummaryWriter:
+    """Returns a writer of summaries, which are in its file when it is flushed, and else after half a minute or so.
+
+    Not more often: on object stores the whole file is uploaded each time. To be used with `set_as_default`, since at
+    the end of a block of `as_default` it is flushed.
+    """
+    return tf.summary.create_file_writer(folder, max_queue=1_000_000, flush_millis=30_000)
 
 
 def cut(folder: str, last_step: int) -> None:

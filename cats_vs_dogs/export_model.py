@@ -11,6 +11,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
 
 import contextlib
+import tempfile
 
 import tensorflow as tf
 from absl import flags, logging
@@ -64,6 +65,11 @@ class ModelExporter:
             UserError: if there is something else than a SavedModel.
         """
         check_replaceable(model_dir)
+        if utils.is_remote(model_dir):
+            with tempfile.TemporaryDirectory() as folder:
+                tf.saved_model.save(self._module, folder, signatures={"serving_default": self._module.predict})
+                _upload(folder, model_dir.rstrip("/"))
+            return
         aside = f"{model_dir.rstrip('/')}.{os.getpid()}.tmp"
         try:
             tf.saved_model.save(self._module, aside, signatures={"serving_default": self._module.predict})
@@ -76,11 +82,32 @@ class ModelExporter:
         tf.io.gfile.rename(aside, model_dir)
 
 
+_GRAPH = "saved_model.pb"
+
+
+def _upload(folder: str, model_dir: str) -> None:
+    """Copies a SavedModel to an object store. It is there when its graph is: that goes first and comes last."""
+    gfile = tf.io.gfile
+    if gfile.exists(f"{model_dir}/{_GRAPH}"):
+        gfile.remove(f"{model_dir}/{_GRAPH}")
+    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    for file in sorted(files, key=lambda file: file.endswith(_GRAPH)):
+        gfile.copy(file, f"{model_dir}/{os.path.relpath(file, folder)}", overwrite=True)
+
+
+def is_exported(model_dir: str) -> bool:
+    """Whether there is a whole SavedModel."""
+    return tf.io.gfile.exists(f"{model_dir}/{_GRAPH}")
+
+
 def check_replaceable(model_dir: str) -> None:
     """Raises UserError unless a SavedModel may be written to `model_dir`: it is absent, empty, or a SavedModel."""
     gfile = tf.io.gfile
-    is_empty_folder = gfile.isdir(model_dir) and not gfile.listdir(model_dir)
-    if gfile.exists(model_dir) and not is_empty_folder and not gfile.exists(f"{model_dir}/saved_model.pb"):
+    if not gfile.exists(model_dir):
+        return
+    names = {name.rstrip("/") for name in gfile.listdir(model_dir)} if gfile.isdir(model_dir) else {model_dir}
+    # Without its graph, which is uploaded last, but with other parts of it: an upload to an object store broke off.
+    if _GRAPH not in names and names - {"", "variables", "assets", "fingerprint.pb"}:
         raise utils.UserError(f"{model_dir}: is there already and no SavedModel; name another --export_dir")
 
 

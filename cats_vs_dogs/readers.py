@@ -229,10 +229,12 @@ class Shards:
         records: number of records of each file, by path.
         bad_list: (file, number of the record in it from 0, id or "", reason) of each record to leave out. A file that
             is left out as a whole is there once, and not among `records`.
+        num_bytes: how long the files of `records` are together; 0: not known, taken for short.
     """
 
     records: dict[str, int]
     bad_list: list[tuple[str, int, str, str]] = dataclasses.field(default_factory=list)
+    num_bytes: int = 0
 
     @functools.cached_property
     def bad(self) -> dict[str, list[int]]:
@@ -314,8 +316,9 @@ def make_training_dataset(
         example gets one of another replica, with a share of 0.
     """
     start_epoch, skipped_batches = divmod(start_step, -(-shards.num_examples // batch_size))
-    total_bytes = sum(tf.io.gfile.stat(path).length for path in shards.files)
-    buffer_size = max(batch_size, min(shards.num_examples, _SHUFFLE_BYTES * shards.num_examples // total_bytes))
+    buffer_size = max(
+        batch_size, min(shards.num_examples, _SHUFFLE_BYTES * shards.num_examples // max(1, shards.num_bytes))
+    )
     source = _record_source(shards) if decoded is None else _number_source(shards)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:

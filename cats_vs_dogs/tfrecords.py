@@ -1,13 +1,15 @@
 """The record format: what one TFRecord holds, how shards are named, how many records a shard has."""
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs.utils import UserError
+from cats_vs_dogs.utils import UserError, reason_of
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
 FILENAME = "image/filename"  # bytes: the id of the example, such as "dog.12.jpg"
@@ -73,31 +75,53 @@ def count_records(path: str) -> int:
     Raises:
         UserError: if the file is empty, is no TFRecord file, breaks off within a record, or a length is damaged.
     """
-    count, damage = scan(path)
-    if damage:
-        raise UserError(f"{path}: {damage}")
-    return count
+    found = scan(path)
+    if found.damage:
+        raise UserError(f"{path}: {found.damage}")
+    return found.count
 
 
-def scan(path: str) -> tuple[int, str]:
+class Scan(NamedTuple):
+    """What the length fields of a TFRecord file say.
+
+    Attributes:
+        count: number of records before the damage.
+        damage: what the damage is and what to do about it, "" if there is none.
+        size: bytes of the file.
+    """
+
+    count: int
+    damage: str
+    size: int
+
+
+def scan(path: str) -> Scan:
     """Counts the records of a TFRecord file up to its end or to where it is damaged. Looks at the length fields only.
-
-    Returns:
-        The number of records before the damage; what the damage is and what to do about it, "" if there is none.
 
     Raises:
         UserError: if the file cannot be read at all.
     """
-    count = 0
+    with _reading(path):
+        size, count = tf.io.gfile.stat(path).length, 0
     try:
-        for _ in walk(path):
+        for _ in walk(path, size=size):
             count += 1
     except Damage as damage:
-        return count, str(damage)
-    return count, ""
+        return Scan(count, str(damage), size)
+    return Scan(count, "", size)
 
 
-def walk(path: str, position: int = 0, number: int = 0, with_bytes: bool = False) -> Iterator[tuple[int, bytes]]:
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}; leave it out of the pattern") from error
+
+
+def walk(
+    path: str, position: int = 0, number: int = 0, with_bytes: bool = False, size: int | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Goes from record to record of a TFRecord file.
 
     Args:
@@ -105,6 +129,7 @@ def walk(path: str, position: int = 0, number: int = 0, with_bytes: bool = False
         position: where in the file to begin, bytes: 0 or what an earlier walk gave.
         number: of the record there, from 0, for messages.
         with_bytes: whether to read the records and not only their length fields.
+        size: bytes of the file, where they are known.
 
     Yields:
         Where each record begins, and its bytes, or none of them.
@@ -113,8 +138,9 @@ def walk(path: str, position: int = 0, number: int = 0, with_bytes: bool = False
         Damage: where the file is damaged: what the damage is and what to do about it.
         UserError: if the file cannot be read at all.
     """
-    try:
-        size = tf.io.gfile.stat(path).length
+    with _reading(path):
+        if size is None:
+            size = tf.io.gfile.stat(path).length
         if size == 0:
             raise Damage("the file is empty; make it again, or leave it out of the pattern")
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -134,8 +160,6 @@ def walk(path: str, position: int = 0, number: int = 0, with_bytes: bool = False
                     raise Damage(_BAD_CHECKSUM.format(number))
                 yield position, record
                 position, number = end, number + 1
-    except tf.errors.OpError as error:
-        raise UserError(f"{path}: cannot be read: {error.message}; leave it out of the pattern") from error
 
 
 def is_shard(path: str) -> bool:

@@ -266,7 +266,7 @@ class Report:
 
     @functools.cached_property
     def _writer(self) -> tf.summary.SummaryWriter:
-        return tf.summary.create_file_writer(self.train_dir)  # Not before there is something to write.
+        return event_files.make_writer(self.train_dir)  # Not before there is something to write.
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step and writes its scalars.
@@ -295,24 +295,26 @@ class Report:
             "%.0f%%",
             *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap, 100 * data_wait),
         )
-        with self._writer.as_default(step=step):
-            tf.summary.scalar("model/Training_Hit@1", hit_at_one)
-            tf.summary.scalar("model/Training_Perr", perr)
-            tf.summary.scalar("model/Training_GAP", gap)
-            tf.summary.scalar("global_step/Examples/Second", examples_per_second)
-            tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
-            tf.summary.scalar("label_loss", outputs.label_loss)
-            tf.summary.scalar("reg_loss", outputs.regularization_loss)
-            tf.summary.scalar("gradient_norm", outputs.gradient_norm)
-            tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
-        self._writer.flush()
+        self._writer.set_as_default(step)
+        tf.summary.scalar("model/Training_Hit@1", hit_at_one)
+        tf.summary.scalar("model/Training_Perr", perr)
+        tf.summary.scalar("model/Training_GAP", gap)
+        tf.summary.scalar("global_step/Examples/Second", examples_per_second)
+        tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
+        tf.summary.scalar("label_loss", outputs.label_loss)
+        tf.summary.scalar("reg_loss", outputs.regularization_loss)
+        tf.summary.scalar("gradient_norm", outputs.gradient_norm)
+        tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input."""
-        with self._writer.as_default(step=step):
-            tf.summary.histogram("model/input_raw", readers.scale_images(tf.concat(outputs.images, axis=0)))
-            for weight in self._classifier.model.weights:
-                tf.summary.histogram(weight.path, weight.value)
+        self._writer.set_as_default(step)
+        tf.summary.histogram("model/input_raw", readers.scale_images(tf.concat(outputs.images, axis=0)))
+        for weight in self._classifier.model.weights:
+            tf.summary.histogram(weight.path, weight.value)
+
+    def flush(self) -> None:
+        """Makes sure that what was written is in the event file."""
         self._writer.flush()
 
 
@@ -388,7 +390,7 @@ class Evaluation:
         # Not before the first evaluation, when the pictures to train on are in memory and no longer count as free.
         if self._may_cache and readers.decoded_bytes(self._reader, self._shards) <= utils.free_memory() / 4:
             batches = batches.cache()
-        writer = tf.summary.create_file_writer(self._eval_dir)
+        writer = event_files.make_writer(self._eval_dir)
         return eval_script.Evaluator(self._predictor, self._cluster, batches, writer, shows_batches=False)
 
     @property
@@ -502,6 +504,7 @@ def train_loop(
             if is_chief and (is_due(periods.export) or at_end()):
                 report.log_weights(step, outputs)
             if is_chief and (save_is_due or is_stopped):
+                report.flush()
                 checkpoint.save()
                 last_save = time.monotonic()
             if is_chief and (is_due(periods.export) or at_end()) and not is_stopped:
@@ -688,7 +691,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
 
     def export(step: int) -> None:
         model_dir = export_model.export_path(FLAGS.train_dir, step)
-        if tf.io.gfile.exists(model_dir) and step == start_step:
+        if step == start_step and export_model.is_exported(model_dir):
             return
         logging.info("Exporting the model at step %d to %s.", step, model_dir)
         predictor.copy_weights(classifier)

@@ -6,6 +6,7 @@ TensorFlow is imported inside the functions that need it, so that a script that 
 import contextlib
 import difflib
 import inspect
+import io
 import json
 import logging as python_logging
 import math
@@ -207,6 +208,25 @@ def place_of(error: Exception) -> str:
     return f"{os.path.basename(filename)} line {number}: {line}"
 
 
+def is_remote(path: str) -> bool:
+    """Whether a path is on an object store, such as gs://bucket/name.
+
+    There an object is whole or absent by itself, a rename is a copy, folders need not be made, and each look at a file
+    is a request or two.
+    """
+    return "://" in path
+
+
+def reason_of(error: Exception) -> str:
+    """Says why TensorFlow could not read or write a file; of what Cloud Storage answers, what matters."""
+    message = str(getattr(error, "message", None) or error)
+    answer = re.search(r'HTTP response code (\d+) .*?"message": *"([^"]*)"', message, re.DOTALL)
+    if not answer:
+        return message
+    login = " (log in with gcloud auth application-default login?)" if answer[1] in ("401", "403") else ""
+    return f"Cloud Storage answered {answer[1]}: {answer[2]}{login}"
+
+
 def list_files(pattern: str, flag: str) -> list[str]:
     """Returns the files that a pattern matches, sorted.
 
@@ -217,9 +237,14 @@ def list_files(pattern: str, flag: str) -> list[str]:
 
     gfile = tf.io.gfile
     try:
-        files = sorted(path for path in gfile.glob(pattern) if not gfile.isdir(path))
+        found = set(gfile.glob(pattern))
+        if is_remote(pattern):  # One listing instead of requests for each.
+            folders = {os.path.dirname(path) for path in gfile.glob(f"{pattern}/*")}
+        else:
+            folders = set(filter(gfile.isdir, found))
+        files = sorted(found - folders)
     except tf.errors.OpError as error:
-        raise UserError(f"--{flag}={pattern}: cannot be listed: {error.message}") from error
+        raise UserError(f"--{flag}={pattern}: cannot be listed: {reason_of(error)}") from error
     if not files and gfile.isdir(pattern):
         name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
         raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
@@ -234,6 +259,7 @@ def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
     """Opens a text file that appears at `path` only when the block ends without an exception.
 
     The file is opened at once, so an output that cannot be written is noticed before the work and not after it.
+    For an object store the text is kept in memory and uploaded at the end.
 
     Args:
         path: where the whole file will be. An older file there stays until then.
@@ -250,6 +276,17 @@ def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
     gfile = tf.io.gfile
     aside = f"{path}.{os.getpid()}.tmp"
     name = f"--{flag}={path}" if flag else path
+    if is_remote(path):
+        text = io.StringIO()
+        if flag:
+            _try_writing(aside, name, "name another file")
+        yield text
+        try:
+            with gfile.GFile(path, "w") as output:
+                output.write(text.getvalue())
+        except tf.errors.OpError as error:
+            raise UserError(f"{name}: cannot be written: {reason_of(error)}") from error
+        return
     try:
         if gfile.isdir(path):
             raise UserError(f"{name}: is a folder; name a file in it")
@@ -280,17 +317,26 @@ def make_folder(path: str, flag: str) -> None:
     """
     import tensorflow as tf
 
-    gfile = tf.io.gfile
     if not path:
         raise UserError(f"--{flag}= is empty; name a folder")
-    probe = os.path.join(path, f".write-test-{os.getpid()}")
+    name, advice = f"--{flag}={path}", "name another folder"
+    if not is_remote(path):
+        try:
+            tf.io.gfile.makedirs(path)
+        except tf.errors.OpError as error:
+            raise UserError(f"{name}: cannot be written to: {error.message}; {advice}") from error
+    _try_writing(os.path.join(path, f".write-test-{os.getpid()}"), name, advice)
+
+
+def _try_writing(probe: str, name: str, advice: str) -> None:
+    import tensorflow as tf
+
     try:
-        gfile.makedirs(path)
-        with gfile.GFile(probe, "w") as file:
+        with tf.io.gfile.GFile(probe, "w") as file:
             file.write("")
-        gfile.remove(probe)
+        tf.io.gfile.remove(probe)
     except tf.errors.OpError as error:
-        raise UserError(f"--{flag}={path}: cannot be written to: {error.message}; name another folder") from error
+        raise UserError(f"{name}: cannot be written to: {reason_of(error)}; {advice}") from error
 
 
 def free_memory() -> int:
@@ -330,7 +376,7 @@ def writing(path: str, flag: str) -> Iterator[None]:
     except (errors.InvalidArgumentError, errors.DataLossError):  # Not about files that are written.
         raise
     except (errors.OpError, OSError) as error:
-        reason = re.sub(r"\{\{function_node .*?\}\} | \[Op:.*", "", getattr(error, "message", None) or str(error))
+        reason = re.sub(r"\{\{function_node .*?\}\} | \[Op:.*", "", reason_of(error))
         raise UserError(
             f"--{flag}={path}: cannot be written to: {reason}; what was saved before is whole; mend it (is the disk "
             "full?) and start again with the same flags"

@@ -1,0 +1,182 @@
+"""Every path may be gs://: the scripts run on a stand-in for Cloud Storage, through TensorFlow's own client."""
+
+import json
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import jpeg, write_shards
+from fake_gcs import FakeGcs
+
+DRIVER = Path(__file__).resolve().parent / "run_scripts.py"
+
+
+@pytest.fixture
+def gcs():
+    with FakeGcs(b={}) as server:
+        yield server
+
+
+def run_scripts(run_script, scripts, **kwargs):
+    """Runs scripts in one process, which saves imports: [[name, flag, ...], ...]."""
+    return run_script("", command=[sys.executable, str(DRIVER), json.dumps(scripts)], **kwargs)
+
+
+def upload(gcs, folder, prefix):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            gcs.put("b", f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def commands(root, pictures):
+    """Returns what a user types from photos to a CSV, with every path below `root`, and shards below `pictures`."""
+    model = f"--train_dir={root}/model"
+    train = [f"--train_data_pattern={root}/shards/train-*", f"--eval_data_pattern={root}/shards/validation-*", model]
+    train += ["--num_epochs=3", "--batch_size=8", "--image_size=16", "--log_steps=3", "--save_checkpoint_secs=0"]
+    predict = [f"--input_data_pattern={root}/test/test-*", model, "--output_column=probability"]
+    return {
+        "photos": ["convert_images_to_tfrecords", f"--images={pictures}/photos.zip", f"--output_dir={root}/shards"],
+        "test": ["convert_images_to_tfrecords", f"--images={pictures}/test", f"--output_dir={root}/test"],
+        "train": ["train", *train],
+        "eval": ["eval", f"--eval_data_pattern={root}/shards/validation-*", model, "--run_once"],
+        "inference": ["inference", *predict, f"--output_file={root}/out/probabilities.csv"],
+        "pictures": ["inference", f"--input_data_pattern={pictures}/test/*.jpg", model],
+        "export": ["export_model", model, f"--export_dir={root}/exports/mine"],
+        "json": [
+            "convert_prediction_from_json_to_csv",
+            f"--json_prediction_files_pattern={pictures}/results/prediction.results-*",
+            f"--csv_output_file={root}/from_json.csv",
+        ],
+    }
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with what the commands begin with."""
+    folder = tmp_path / "pictures"
+    for split, names in (("photos", [f"{'cat' if i % 2 else 'dog'}.{i}.jpg" for i in range(60)]), ("test", "abc")):
+        (folder / split).mkdir(parents=True)
+        for i, name in enumerate(names):
+            name = name if "." in name else f"{name}.jpg"
+            (folder / split / name).write_bytes(jpeg(colour=(130, 128, 126) if i % 2 else (124, 126, 128), seed=i))
+    (folder / "photos" / "cat.bad.jpg").write_bytes(b"no picture")
+    shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    (folder / "results").mkdir()
+    line = '{"image_id": "%d.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
+    (folder / "results" / "prediction.results-0").write_text("".join(line % i for i in range(9)))
+    return folder
+
+
+def comparable(files, root):
+    """What must be the same wherever it was written: names without times and processes, contents without paths."""
+    kept = {}
+    for name, data in files.items():
+        if "events.out" in name or name.endswith(("run.json", "/", "fingerprint.pb", "saved_model.pb")):
+            data = b""
+        kept[re.sub(r"(tfevents)\..*", r"\1", name)] = data.replace(root.encode(), b"")
+    return {name: data for name, data in kept.items() if not name.endswith("/")}
+
+
+def test_a_killed_chain_on_gs_ends_as_one_on_the_local_disk(run_script, gcs, pictures, tmp_path):
+    local, remote = tmp_path / "local", "gs://b/all"
+    (local / "out").mkdir(parents=True)
+    run_scripts(run_script, list(commands(local, pictures).values()))
+
+    upload(gcs, pictures, "pictures")
+    of_user = set(gcs.buckets["b"])
+    gcs.fail_every(20)
+    asked = commands(remote, "gs://b/pictures")
+    plan = json.dumps({"kill": "save", "count": 2, "num_devices": 1})
+    begun = [asked["photos"], asked["test"], ["killed_train", plan, *asked["train"][1:]]]
+    killed = run_scripts(run_script, begun, env=gcs.environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    rest = [asked[name] for name in asked if name not in ("photos", "test")]
+    said = run_scripts(run_script, rest, env=gcs.environment()).stderr
+    assert f"Going on from {remote}/model/model.ckpt-7." in said
+    assert "not as an uninterrupted run would" not in said
+    assert len(gcs.requests) > 200  # Of which ten were refused.
+
+    expected = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*") if path.is_file()}
+    written = {name.removeprefix("all/"): data for name, data in gcs.buckets["b"].items() if name not in of_user}
+    expected, written = comparable(expected, str(local)), comparable(written, remote)
+    assert sorted(written) == sorted(expected)
+    assert [name for name in expected if written[name] != expected[name]] == []
+    assert {"model/predictions.csv", "out/probabilities.csv", "shards/bad_images.csv", "from_json.csv"} <= set(written)
+
+
+def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):
+    """A few for each shard, checkpoint and export; none for steps and records."""
+    runs = {
+        "first": (40, 4, []),
+        "longer": (400, 4, ["--num_epochs=3"]),  # 120 steps and 400 records.
+        "shards": (40, 14, []),
+        "export": (40, 4, ["--export_model_steps=4"]),  # Of 8 steps.
+        "saves": (40, 4, ["--save_checkpoint_secs=0.000001"]),  # At each of the 8 steps.
+        "stream": (40, 4, ["--cache=none"]),
+    }
+    scripts = []
+    for name, (num_examples, num_shards, flags) in runs.items():
+        write_shards(tmp_path / name, "train", num_examples, num_shards)
+        upload(gcs, tmp_path / name, f"data/{name}")
+        where = [f"--train_data_pattern=gs://b/data/{name}/train-*", f"--train_dir=gs://b/model/{name}"]
+        common = ["--batch_size=10", "--image_size=8", "--log_steps=1", "--save_checkpoint_secs=0", "--num_epochs=2"]
+        scripts.append(["train", *where, *common, *flags])
+    run_scripts(run_script, scripts, env=gcs.environment())
+    asked = [re.findall(r"(?:data|model)%2F(\w+)", path) for _, path, _ in gcs.requests]
+    counts = {name: sum(name in names for names in asked) for name in runs}
+    first = counts.pop("first")
+    assert first < 75
+    assert {name: count - first for name, count in counts.items()} == {
+        "longer": 0,
+        "shards": 3 * 10,  # Its size, its lengths, its records.
+        "export": 20,
+        "saves": 7 * 14 + 3 * 3,  # Seven more, of which three are deleted again.
+        "stream": 4,  # For each shard one more: the second epoch.
+    }
+
+
+@pytest.fixture
+def said_of(run_script, gcs):
+    """Returns a function that runs scripts which must fail, with a bucket "closed", and returns what they said."""
+    gcs.buckets["closed"] = {"model/model_flags.json": b"{}"}
+    gcs.fault = lambda number, path, offset: 403 if "/closed" in path else None
+
+    def run(scripts):
+        process = run_scripts(run_script, scripts, env=gcs.environment(), check=False)
+        assert "Traceback" not in process.stderr, process.stderr
+        return re.findall("^error: (.*)", process.stderr, re.MULTILINE)
+
+    return run
+
+
+def test_buckets_that_are_not_there_or_closed_are_named_in_one_line(said_of, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.1.jpg").write_bytes(jpeg())
+    scripts, expected = [], []
+    for bucket, reason in (
+        ("gone", "404: The specified bucket does not exist."),
+        ("closed", "403: as ordered (log in"),
+    ):
+        where = f"gs://{bucket}/model"
+        scripts += [
+            ["train", f"--train_dir={tmp_path}/{bucket}", f"--train_data_pattern={where}/train-*"],
+            ["train", f"--train_dir={where}", f"--train_data_pattern={tmp_path}/x"],
+            ["convert_images_to_tfrecords", f"--images={tmp_path}/pictures", f"--output_dir={where}"],
+            ["convert_images_to_tfrecords", f"--images={where}/p.zip", f"--output_dir={tmp_path}/s"],
+        ]
+        expected += [
+            f"--train_data_pattern={where}/train-*: cannot be listed: Cloud Storage answered {reason}",
+            f"--train_dir={where}: cannot be written to: Cloud Storage answered {reason}",
+            f"--output_dir={where}: cannot be written to: Cloud Storage answered {reason}",
+            f"--images={where}/p.zip: cannot be downloaded: Cloud Storage answered {reason}",
+        ]
+    scripts += [["eval", "--train_dir=gs://closed/model"], ["eval", "--train_dir=gs://gone/model"]]
+    expected += ["--train_dir=gs://closed/model: cannot be read: Cloud Storage answered 403: as ordered (log in"]
+    expected += ["--train_dir=gs://gone/model: holds no model"]
+    said = said_of(scripts)
+    assert len(said) == len(expected)
+    for line, beginning in zip(said, expected, strict=True):
+        assert line.startswith(beginning)
