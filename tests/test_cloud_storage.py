@@ -50,6 +50,17 @@ def commands(root, pictures):
             f"--json_prediction_files_pattern={pictures}/results/prediction.results-*",
             f"--csv_output_file={root}/from_json.csv",
         ],
+        "batch": [
+            "batch_predict",
+            f"--model_dir={root}/exports/mine",
+            f"--input_data_pattern={root}/test/test-*",
+            f"--output_path={root}/batch",
+        ],
+        "batch_csv": [
+            "convert_prediction_from_json_to_csv",
+            f"--json_prediction_files_pattern={root}/batch/prediction.results-*",
+            f"--csv_output_file={root}/from_batch.csv",
+        ],
     }
 
 
@@ -105,6 +116,8 @@ def test_a_killed_chain_on_gs_ends_as_one_on_the_local_disk(run_script, gcs, pic
     assert sorted(written) == sorted(expected)
     assert [name for name in expected if written[name] != expected[name]] == []
     assert {"model/predictions.csv", "out/probabilities.csv", "shards/bad_images.csv", "from_json.csv"} <= set(written)
+    assert written["from_batch.csv"].startswith(b"Id,Category\n") and written["from_batch.csv"].count(b"\n") == 4
+    assert "batch/prediction.errors_stats-00000-of-00001" in written
 
 
 def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):

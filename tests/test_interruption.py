@@ -117,15 +117,15 @@ def start(shards, train_dir, *flags):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_path, number, code):
-    process = start(shards, tmp_path, "--num_epochs=100000", "--export_model_steps=0", "--log_steps=5000")
-    time.sleep(0.1)  # Now the next 5,000 steps are being done in one graph call.
+    process = start(shards, tmp_path, "--num_epochs=100000", "--export_model_steps=0", "--log_steps=10000")
+    time.sleep(0.5)  # Now the next 10,000 steps are being done in one graph call.
     asked = time.monotonic()
     process.send_signal(number)
     said = process.stderr.read()
     assert process.wait() == code
     assert time.monotonic() - asked < 10  # About one second on a quiet machine, and most of it is Python's exit.
     step, command = re.search(r"Stopped at step (\d+), which is saved. To go on: (.*)", said).groups()
-    assert int(step) % 5000 != 0
+    assert int(step) % 10000 != 0
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{step}"]
     assert not (tmp_path / "export").exists()
     more = f"--max_steps={int(step) + 1}"

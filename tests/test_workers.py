@@ -137,14 +137,15 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
 
 def test_a_signal_to_one_worker_stops_all_and_the_step_is_saved(shards, tmp_path):
     # In 2017 the chief was called master.
-    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=100", chief="master")
-    workers.read_until("training step 200")
+    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=2000", chief="master")
+    workers.read_until("training step 2000")
+    time.sleep(0.5)  # Now the next 2,000 steps are being done in one graph call.
     workers.processes[1].send_signal(signal.SIGTERM)
     chief, worker = workers.end(143, 143)
     assert "SIGTERM: training stops after this step and saves." in worker
     steps = [re.search(r"Stopped at step (\d+), which is saved", said)[1] for said in (chief, worker)]
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{steps[0]}"]
-    assert steps[0] == steps[1] and int(steps[0]) % 100 != 0
+    assert steps[0] == steps[1] and int(steps[0]) % 2000 != 0
 
 
 def test_tasks_of_a_cluster():
