@@ -21,6 +21,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -145,8 +146,10 @@ def parse_source(source: str) -> tuple[str, str]:
 def _make_client() -> Any:
     """Returns a client with this machine's credentials, or one without any if there are none."""
     try:
-        from google.auth.exceptions import DefaultCredentialsError
-        from google.cloud import storage
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Of Python versions that it will no longer support.
+            from google.auth.exceptions import DefaultCredentialsError
+            from google.cloud import storage
     except ImportError as error:
         raise utils.UserError(f"{error}; install it: pip install google-cloud-storage") from error
     # For its traces the library would ask about the bucket in the background, which readers of objects may not even do.

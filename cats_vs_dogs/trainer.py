@@ -188,7 +188,7 @@ class Trainer:
             loss = label_loss + self._regularization_penalty * regularization_loss
             if self._scales_loss:
                 loss = self._optimizer.scale_loss(loss)
-        probabilities = self._classifier.loss.probability(outputs["predictions"])
+        probabilities = self._classifier.probability_of(outputs["predictions"])
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
 
 

@@ -25,6 +25,13 @@ def test_a_loss_with_parameters_and_its_probability(monkeypatch):
     np.testing.assert_allclose(loss, 3 * np.mean((probability.numpy() - labels.numpy()) ** 2), rtol=1e-6)
 
 
+def test_rounding_does_not_make_a_probability_wrong(monkeypatch):
+    classifier = classifier_with(monkeypatch, lambda self, predictions, labels: tf.reduce_mean(predictions))
+    given = tf.constant([[1.0000002], [-3e-7], [0.25], [1.1], [-0.1], [float("nan")]])
+    expected = [[1.0], [0.0], [0.25], [1.1], [-0.1], [float("nan")]]  # The last three are the user's to mend.
+    np.testing.assert_array_equal(classifier.probability_of(given), np.array(expected, np.float32))
+
+
 @pytest.mark.parametrize(
     ("calculate_loss", "said"),
     [
