@@ -35,7 +35,9 @@ def commands_here_and_in_the_cloud():
     return blocks(before, "sh") + blocks(after, "sh"), blocks(section, "sh")
 
 
-# TensorFlow's import takes more than two seconds, the half of what a script takes: one process does it for all.
+# TensorFlow's import takes more than two seconds, the half of what these take: one process does it for all. The other
+# scripts import it late, or with settings of their own.
+_FORKED = ("train", "eval", "inference", "export_model")
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tensorflow", "keras", "cats_vs_dogs.train", "cats_vs_dogs.inference"])
 
@@ -62,12 +64,14 @@ def run_script(tmp_path_factory):
     def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
         arguments = [str(arg) for arg in args]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
+        path = str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")
+        if script not in _FORKED:
+            command = command or [sys.executable, path]
         if command:
             process = subprocess.run(
                 [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
             )
         else:
-            path = str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")
             output = tmp_path_factory.mktemp("output") / script
             fork = _FORKS.Process(target=_run_in_fork, args=(path, arguments, str(cwd), environment, str(output)))
             fork.start()
