@@ -16,7 +16,7 @@ setup(
         "numpy",
         "absl-py",
         "tqdm",
-        "pillow",
+        "pillow>=10.1",  # Has a font of any size.
         "google-cloud-storage",
         "google-crc32c",
     ],

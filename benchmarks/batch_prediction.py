@@ -30,7 +30,7 @@ SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 def main() -> None:
     say_machine()
     shards = sorted(glob.glob(arguments.shards))
-    num_records = sum(tfrecords.count_records(path) for path in shards)
+    num_records = sum(tfrecords.scan(path).count for path in shards)
     costs_of_a_record(shards, num_records)
     print()
     scaling(shards, num_records)

@@ -26,6 +26,24 @@ def say_machine() -> None:
     )
 
 
+def add_small_conv_net() -> None:
+    """Adds SmallConvNet to the models: three convolutions with batch norm, of 94,000 parameters."""
+    import keras
+
+    from cats_vs_dogs import cvd_models, models
+
+    class SmallConvNet(models.BaseModel):
+        def create_model(self, model_input, width=32):
+            net = model_input
+            for filters in (width, 2 * width, 4 * width):
+                net = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(net)
+                net = keras.layers.MaxPooling2D()(keras.layers.ReLU()(keras.layers.BatchNormalization()(net)))
+            net = keras.layers.GlobalAveragePooling2D()(net)
+            return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
+
+    cvd_models.SmallConvNet = SmallConvNet
+
+
 def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Runs contestants in turn, so that a slow spell of the machine meets all of them, and returns the median of each.
 

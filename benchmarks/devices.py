@@ -23,29 +23,19 @@ arguments = parser.parse_args()
 
 GLOBAL_BATCH = 128
 FLAGS = [f"--train_data_pattern={arguments.shards}", "--image_size=32", "--num_epochs=3", "--model=SmallConvNet"]
+FLAGS += ['--model_params={"width": 16}']
 
 # train.py in a process whose CPU is divided, with a model that has something to calculate.
 CODE = textwrap.dedent("""
     import runpy
     import sys
 
-    import keras
     import tensorflow as tf
 
-    from cats_vs_dogs import cvd_models, models
+    sys.path.insert(0, sys.argv.pop(1))
+    from common import add_small_conv_net
 
-
-    class SmallConvNet(models.BaseModel):
-        def create_model(self, model_input):
-            net = model_input
-            for filters in (16, 32, 64):
-                net = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(net)
-                net = keras.layers.MaxPooling2D()(keras.layers.ReLU()(keras.layers.BatchNormalization()(net)))
-            net = keras.layers.GlobalAveragePooling2D()(net)
-            return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
-
-
-    cvd_models.SmallConvNet = SmallConvNet
+    add_small_conv_net()
     num_devices = int(sys.argv.pop(1))
     if num_devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -72,7 +62,7 @@ def examples_per_second(num_devices: int, num_workers: int) -> float:
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", CODE, str(num_devices), *FLAGS]
+                    [sys.executable, "-c", CODE, os.path.dirname(os.path.abspath(__file__)), str(num_devices), *FLAGS]
                     + [f"--batch_size={batch_size}", f"--train_dir={folder}"],
                     env={**os.environ, "TF_CONFIG": json.dumps(config) if num_workers > 1 else ""},
                     stderr=subprocess.PIPE,

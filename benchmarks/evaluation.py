@@ -26,7 +26,7 @@ PASSES = 4  # over the shards, so that building the graph (half a second) weighs
 
 def main() -> None:
     say_machine()
-    shards = readers.Shards({path: tfrecords.count_records(path) for path in sorted(glob.glob(arguments.shards))})
+    shards = readers.Shards({path: tfrecords.scan(path).count for path in sorted(glob.glob(arguments.shards))})
     cluster = distribution.local_devices()
     classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 32, "area"))
     labelled = readers.make_dataset(readers.get_reader(True, 32, "area"), shards, 1024).repeat(PASSES)

@@ -136,7 +136,7 @@ def main() -> None:
     records, num_photos = {}, 0
     for path in sorted(glob.glob(arguments.shards)):
         if num_photos < arguments.num_photos:
-            records[path] = tfrecords.count_records(path)
+            records[path] = tfrecords.scan(path).count
             num_photos += records[path]
     shards = readers.Shards(records, num_bytes=sum(map(os.path.getsize, records)))
     raw = tf.data.TFRecordDataset(shards.files)

@@ -6,7 +6,7 @@ python benchmarks/train_step.py
 import argparse
 import time
 
-from common import alternate, print_table, say_machine
+from common import add_small_conv_net, alternate, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=5)
@@ -16,24 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import cvd_models, distribution, models, optimizers, readers
+from cats_vs_dogs import distribution, optimizers, readers
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.trainer import Trainer
-
-
-class SmallConvNet(models.BaseModel):
-    """Three convolutions with batch norm: 94,000 parameters."""
-
-    def create_model(self, model_input, num_classes=2):
-        net = model_input
-        for filters in (32, 64, 128):
-            net = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(net)
-            net = keras.layers.MaxPooling2D()(keras.layers.ReLU()(keras.layers.BatchNormalization()(net)))
-        net = keras.layers.GlobalAveragePooling2D()(net)
-        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
-
-
-cvd_models.SmallConvNet = SmallConvNet
 
 # (Name of the model, whether every step gets the same batch): (steps a run, size, batch size).
 RUNS = {
@@ -61,8 +46,8 @@ def ours(name: str, one_batch: bool):
     num_steps, size, batch_size = RUNS[name, one_batch]
     cluster = distribution.local_devices()
     classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
-    optimizer = optimizers.make_optimizer("AdamOptimizer", optimizers.LearningRate(0.01, batch_size), 1.0)
-    optimizer.build(classifier.model.trainable_variables)
+    variables = classifier.model.trainable_variables
+    optimizer = optimizers.make_optimizer("AdamOptimizer", optimizers.LearningRate(0.01, batch_size), variables, 1.0)
     trainer = Trainer(classifier, optimizer, cluster.strategy, 1.0, jit_compile=False)
 
     def batches_of(num_steps: int):
@@ -105,6 +90,7 @@ def keras_fit(name: str, one_batch: bool, **compile_arguments):
 
 def main() -> None:
     say_machine()
+    add_small_conv_net()
     rows = []
     for name, one_batch in RUNS:
         median = alternate(

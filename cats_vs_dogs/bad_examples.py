@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import readers, tfrecords
+from cats_vs_dogs import readers, terminal, tfrecords
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
 from cats_vs_dogs.utils import UserError, list_files, write_aside
 
@@ -124,25 +124,27 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], unique_ids: b
     # Built once, and not for every file.
     prepare = tf.function(readers.prepare_function(reader), input_signature=[tf.TensorSpec([1], tf.string)])
     first_places: dict[str, tuple[str, int]] = {}
-    for path, count in records.items():
-        items = tf.data.TFRecordDataset(path, buffer_size=2**18)
-        reasons: dict[int, str] = {}
-        behind = []
-        for number, outcome in enumerate(_outcomes(items, count, lambda record: prepare(record[tf.newaxis]))):
-            if isinstance(outcome, _READ_ERRORS):
-                behind = [(path, unread, "", reason_of(outcome)) for unread in range(number, count)]
-                break
-            if isinstance(outcome, Exception):
-                reasons[number] = reason_of(outcome)
-            elif unique_ids:
-                reason = id_problem(id_text(outcome[0]), (path, number), first_places)
-                if reason:
-                    reasons[number] = reason
-        if reasons:
-            for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
-                if number in reasons:
-                    yield path, number, id_of(record), reasons[number]
-        yield from behind
+    with terminal.progress_bar(sum(records.values()), " records", "checking") as progress:
+        for path, count in records.items():
+            items = tf.data.TFRecordDataset(path, buffer_size=2**18)
+            reasons: dict[int, str] = {}
+            behind = []
+            for number, outcome in enumerate(_outcomes(items, count, lambda record: prepare(record[tf.newaxis]))):
+                progress.update()
+                if isinstance(outcome, _READ_ERRORS):
+                    behind = [(path, unread, "", reason_of(outcome)) for unread in range(number, count)]
+                    break
+                if isinstance(outcome, Exception):
+                    reasons[number] = reason_of(outcome)
+                elif unique_ids:
+                    reason = id_problem(id_text(outcome[0]), (path, number), first_places)
+                    if reason:
+                        reasons[number] = reason
+            if reasons:
+                for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
+                    if number in reasons:
+                        yield path, number, id_of(record), reasons[number]
+            yield from behind
 
 
 def _outcomes(items: tf.data.Dataset, count: int, function: Callable) -> Iterator[Any]:
@@ -287,6 +289,8 @@ def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, files: Sequence[str])
     def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return path, reader.decode_images(tf.io.read_file(path)[tf.newaxis])
 
-    for path, outcome in zip(files, _outcomes(paths, len(files), decode), strict=True):
-        if isinstance(outcome, Exception):
-            yield path, 0, ids[path], reason_of(outcome)
+    with terminal.progress_bar(len(files), " pictures", "checking") as progress:
+        for path, outcome in zip(files, _outcomes(paths, len(files), decode), strict=True):
+            progress.update()
+            if isinstance(outcome, Exception):
+                yield path, 0, ids[path], reason_of(outcome)

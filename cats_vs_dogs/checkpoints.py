@@ -13,18 +13,18 @@ import tensorflow as tf
 from absl import logging
 
 from cats_vs_dogs.classifier import Classifier, ModelSpec
-from cats_vs_dogs.utils import UserError, is_remote, read_json, reason_of, write_aside, write_json
+from cats_vs_dogs.utils import UserError, is_remote, makedirs, read_json, reason_of, upload, write_aside, write_json
 
 # Everything that the kit writes into a train_dir; --start_new_model deletes nothing else.
 _OWN_FILES = re.compile(
     r"(best/)?(model_flags\.json|model\.ckpt-\d+\..*)|run\.json|checkpoint|predictions\.csv(\.bad_examples\.csv)?|"
-    r"(eval/)?events\.out\.tfevents\..*|(eval/)?bad_examples\.csv|(best|eval)/metrics-\d+\.json|export/step_\d+|"
+    r"(eval/)?events\.out\.tfevents\..*|(eval/)?(bad_examples\.csv|metrics\.jsonl)|(best|eval)/metrics-\d+\.json|export/step_\d+|"
     r"plugins/profile|.*\.\d+\.tmp"
 )
 _OWN_FOLDERS = ("best", "eval", "export", "plugins")
 # What a run that was killed leaves half written.
 _HALF_WRITTEN = re.compile(
-    r"model\.ckpt-.*\.tmp.*|(checkpoint\.|.*\.json\.|(eval/)?cut\.|export/step_).*\.tmp|best/.*\.tmp.*"
+    r"model\.ckpt-.*\.tmp.*|(checkpoint\.|.*\.json\.|metrics\.jsonl\.|(eval/)?cut\.|export/step_).*\.tmp|best/.*\.tmp.*"
 )
 
 
@@ -151,8 +151,7 @@ def save_best(classifier: Classifier, best_dir: str, step: int, metrics: dict) -
         step: at which the model is.
         metrics: of its evaluation, for metrics-<step>.json.
     """
-    if not is_remote(best_dir):
-        tf.io.gfile.makedirs(best_dir)
+    makedirs(best_dir)
     save_spec(best_dir, classifier.spec)
     write_json(os.path.join(best_dir, f"metrics-{step}.json"), metrics)
     path = os.path.join(best_dir, f"model.ckpt-{step}")
@@ -273,11 +272,10 @@ def _write(checkpoint: tf.train.Checkpoint, path: str) -> None:
     gfile = tf.io.gfile
     if is_remote(path):  # TensorFlow itself would make some forty requests of it.
         with tempfile.TemporaryDirectory() as folder:
-            aside = os.path.join(folder, "checkpoint")
-            checkpoint.write(aside)
+            target, name = path.rsplit("/", 1)
+            checkpoint.write(os.path.join(folder, name))
             _delete(path)
-            for file in sorted(gfile.glob(f"{aside}.*")):
-                gfile.copy(file, path + file.removeprefix(aside), overwrite=True)
+            upload(folder, target, last=".index")
         return
     aside = f"{path}.{os.getpid()}.tmp"
     try:

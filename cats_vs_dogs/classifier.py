@@ -1,6 +1,7 @@
 """A model and its label loss together: what is trained, evaluated and exported."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -42,19 +43,30 @@ class Classifier:
         seed: seed of the initial weights and of layers such as dropout.
         precision: what the layers calculate in: "float32", "mixed_bfloat16" or "mixed_float16". Weights, predictions
             and loss are float32 in any case.
+        is_new: whether training starts with it; False: its weights will be restored or copied.
+        flip_average: whether `probability` and `evaluate_batch` go by the mean of what the model gives for a picture
+            and for its mirror image.
 
     Raises:
         UserError: if the names, the parameters, or what `create_model` returns are not right.
     """
 
-    def __init__(self, spec: ModelSpec, seed: int = 0, precision: str = "float32"):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        seed: int = 0,
+        precision: str = "float32",
+        is_new: bool = False,
+        flip_average: bool = False,
+    ):
         model_class, loss_class = spec.classes()
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(precision)
         self.spec = spec
+        self.flip_average = flip_average
         self.loss = loss_class()
         self.model = models.build_model(
-            model_class(), spec.image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params
+            model_class(), spec.image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
         )
         losses.check_output_layer(self.loss, spec.model, self.model.network)
         name = spec.label_loss
@@ -117,7 +129,7 @@ class Classifier:
         Args:
             images: uint8, or float32 in [-1, 1], [batch, size, size, 3].
         """
-        return self.probability_of(self.model.network(readers.scale_images(images), training=False))
+        return self.probability_of(self._outputs(self.model.network, images))
 
     def evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the probability of a dog, float32 [batch, 1], and the label loss, a scalar.
@@ -126,5 +138,14 @@ class Classifier:
             images: uint8, or float32 in [-1, 1], [batch, size, size, 3].
             labels: int32 [batch, 1], 1 = dog.
         """
-        outputs = self.model(readers.scale_images(images), labels, training=False)
+        outputs = self._outputs(self.model, images, labels)
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
+
+    def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:
+        """Returns what the evaluation graph gives; with `flip_average` the mean of that and what it gives mirrored."""
+        images = readers.scale_images(images)
+        outputs = model(images, *labels, training=False)
+        if not self.flip_average:
+            return outputs
+        mirrored = model(tf.image.flip_left_right(images), *labels, training=False)
+        return tf.nest.map_structure(lambda one, other: (one + other) / 2, outputs, mirrored)

@@ -33,9 +33,8 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from absl import flags, logging
-from tqdm import tqdm
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import terminal, utils
 
 FLAGS = flags.FLAGS
 
@@ -535,8 +534,7 @@ def _write(
     import tensorflow as tf
 
     aside = os.path.join(output_dir, f".unfinished-{os.getpid()}")
-    if not utils.is_remote(aside):
-        tf.io.gfile.makedirs(aside)
+    utils.makedirs(aside)
     try:
         _write_aside(source, splits, aside, examples_per_shard, num_threads, report)
         _write_bad_images(report, output_dir)
@@ -573,7 +571,7 @@ def _write_aside(
 
     with (
         ThreadPoolExecutor(num_threads) as pool,  # Threads suffice: Pillow and TensorFlow decode without the GIL.
-        tqdm(total=sum(map(len, splits.values())), unit=" photos", disable=not sys.stderr.isatty()) as progress,
+        terminal.progress_bar(sum(map(len, splits.values())), " photos") as progress,
     ):
 
         def examples(split: str) -> Iterator[bytes]:

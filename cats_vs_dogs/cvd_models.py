@@ -5,12 +5,24 @@ from typing import Any
 import keras
 from keras import ops
 
-from cats_vs_dogs import models
+from cats_vs_dogs import backbones, models
 
 
 def _l2(penalty: float) -> keras.regularizers.Regularizer:
     """The L2 regularizer of 2017, penalty * sum(weights ** 2) / 2; Keras does not halve."""
     return keras.regularizers.L2(penalty / 2)
+
+
+def _output(
+    net: keras.KerasTensor,
+    num_classes: int,
+    output_layer: str,
+    kernel_regularizer: keras.regularizers.Regularizer | None = None,
+) -> keras.KerasTensor:
+    """A last layer that gives the kind of predictions that the loss needs, in float32 whatever the precision."""
+    units = num_classes if output_layer == "logits" else num_classes - 1
+    activation = "sigmoid" if output_layer == "probability" else None
+    return keras.layers.Dense(units, activation, kernel_regularizer=kernel_regularizer, dtype="float32")(net)
 
 
 class LogisticModel(models.BaseModel):
@@ -36,12 +48,7 @@ class LogisticModel(models.BaseModel):
             "predictions", of the kind asked for.
         """
         net = keras.layers.Flatten()(model_input)
-        units = num_classes if output_layer == "logits" else num_classes - 1
-        activation = "sigmoid" if output_layer == "probability" else None
-        output = keras.layers.Dense(units, activation=activation, kernel_regularizer=_l2(l2_penalty), dtype="float32")(
-            net
-        )
-        return {"predictions": output}
+        return {"predictions": _output(net, num_classes, output_layer, _l2(l2_penalty))}
 
 
 class MoeModel(models.BaseModel):
@@ -87,3 +94,94 @@ class MoeModel(models.BaseModel):
             both = ops.concatenate([1.0 - probability, probability], axis=-1)
             return {"predictions": ops.log(ops.maximum(both, keras.config.epsilon()))}
         return {"predictions": probability}
+
+
+class ConvNetModel(models.BaseModel):
+    """A small residual network (He et al. 2016), made for pictures of 32 pixels or more."""
+
+    def create_model(
+        self,
+        model_input: keras.KerasTensor,
+        num_classes: int = 2,
+        output_layer: str = "probability",
+        filters: int = 32,
+        num_blocks: int = 1,
+        dropout: float = 0.2,
+    ) -> dict[str, Any]:
+        """Creates a residual network.
+
+        Args:
+            model_input: float32 [batch, height, width, 3] in [-1, 1].
+            num_classes: 2.
+            output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
+                [batch, num_classes]).
+            filters: channels at the highest resolution; each of the four stages has twice as many as the one before.
+            num_blocks: residual blocks a stage.
+            dropout: share of the features that the last layer does not see while training.
+
+        Returns:
+            "predictions", of the kind asked for.
+        """
+
+        def convolution(net, channels, size, strides=1):
+            net = keras.layers.Conv2D(
+                channels, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal"
+            )(net)
+            return keras.layers.BatchNormalization(momentum=0.9)(net)
+
+        net = keras.layers.ReLU()(convolution(model_input, filters, 3, strides=2))
+        net = keras.layers.MaxPooling2D(2, padding="same")(net)  # Most of the work is done at a quarter of the size.
+        for stage in range(4):
+            channels = filters * 2**stage
+            for block in range(num_blocks):
+                shrinks = stage > 0 and block == 0
+                shortcut = net
+                if shrinks:
+                    shortcut = keras.layers.AveragePooling2D(2, padding="same")(net)
+                    shortcut = convolution(shortcut, channels, 1)
+                net = keras.layers.ReLU()(convolution(net, channels, 3, strides=2 if shrinks else 1))
+                net = keras.layers.ReLU()(keras.layers.Add()([convolution(net, channels, 3), shortcut]))
+        net = keras.layers.Dropout(dropout)(keras.layers.GlobalAveragePooling2D()(net))
+        return {"predictions": _output(net, num_classes, output_layer)}
+
+
+class PretrainedModel(models.BaseModel):
+    """A backbone of keras.applications with weights of ImageNet, frozen or fine-tuned, under a new last layer."""
+
+    def create_model(
+        self,
+        model_input: keras.KerasTensor,
+        num_classes: int = 2,
+        output_layer: str = "probability",
+        is_new: bool = True,
+        backbone: str = "EfficientNetV2B0",
+        weights: str | None = "imagenet",
+        trainable_from: str | None = None,
+        dropout: float = 0.2,
+    ) -> dict[str, Any]:
+        """Creates a pretrained model.
+
+        Args:
+            model_input: float32 [batch, height, width, 3] in [-1, 1].
+            num_classes: 2.
+            output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
+                [batch, num_classes]).
+            is_new: whether the weights are loaded; False: a checkpoint will be restored instead.
+            backbone: a function of keras.applications. Its own preprocessing of pixels is part of the model.
+            weights: "imagenet", the path of a weights file (see `backbones.load_weights`), or None for random ones.
+            trainable_from: the first layer of the backbone that is trained; "all": all are; None: only the last layer
+                of the model is. Batch norm is never trained (see `backbones.freeze`).
+            dropout: share of the features that are left out in training, at least 0 and below 1.
+
+        Returns:
+            "predictions", of the kind asked for.
+        """
+        network = backbones.build(backbone, model_input.shape[1])
+        backbones.freeze(network, trainable_from)
+        net = network(backbones.preprocess(backbone, model_input))
+        net = keras.layers.GlobalAveragePooling2D(dtype="float32")(net)
+        net = keras.layers.Dropout(dropout, dtype="float32")(net)
+        predictions = _output(net, num_classes, output_layer)
+        if is_new and weights is not None:  # At the end: the random numbers above are the same without it.
+            backbones.load_weights(backbone, network, weights)
+        return {"predictions": predictions}

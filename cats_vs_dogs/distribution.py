@@ -151,7 +151,7 @@ class Cluster:
         try:
             yield
         except (tf.errors.OpError, UserError) as error:  # A UserError if it came within a user's code.
-            signs = ("Collective ops is aborted", "coordination service", "CollectiveReduce")
+            signs = ("Collective ops is aborted", "coordination service", "CollectiveReduce", "CollectiveBcast")
             if self.num_workers == 1 or not any(sign in str(error) for sign in signs):
                 raise
             raise UserError(

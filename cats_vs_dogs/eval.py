@@ -10,6 +10,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
 
+import csv
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,19 @@ import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, event_files, readers, sample_data, utils
+from cats_vs_dogs import (
+    bad_examples,
+    checkpoints,
+    distribution,
+    eval_util,
+    event_files,
+    metrics_file,
+    readers,
+    sample_data,
+    summaries,
+    terminal,
+    utils,
+)
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
 from cats_vs_dogs.distribution import Cluster
 
@@ -26,6 +39,8 @@ FLAGS = flags.FLAGS
 
 _SECONDS_BETWEEN_LOOKS = 10  # for a new checkpoint, without --run_once
 _TOP_K = 2
+_NUM_WORST = 10  # mistakes that the table shows
+_ANIMALS = ("cat", "dog")
 
 
 def define_flags() -> None:
@@ -53,6 +68,15 @@ def define_flags() -> None:
         "What to do with a record that cannot be read: fail names it and stops; skip reads everything once before, "
         "leaves the bad ones out and lists them in train_dir/eval/bad_examples.csv.",
     )
+    flags.DEFINE_string(
+        "mistakes_file",
+        "",
+        "The CSV file to list all wrong answers in, the surest first: id, label (1 is a dog), probability of a dog. "
+        "Each evaluation replaces it. Empty: none.",
+    )
+    flags.DEFINE_bool(
+        "flip_average", False, "Go by the mean of what the model gives for a picture and for its mirror image."
+    )
 
 
 class Evaluator:
@@ -63,7 +87,11 @@ class Evaluator:
         cluster: the devices to evaluate on.
         batches: of ids, images, labels.
         writer: of the summaries.
-        shows_batches: whether each batch is logged and summarized, too.
+        shows_batches: whether each batch is logged, or shown by a progress bar on a terminal, and summarized, too.
+        num_examples: how many there are, for the progress bar. None: not known.
+
+    Attributes:
+        mistakes: of the last evaluation, as `EvaluationMetrics.mistakes` gives them.
     """
 
     def __init__(
@@ -73,7 +101,10 @@ class Evaluator:
         batches: tf.data.Dataset,
         writer: tf.summary.SummaryWriter,
         shows_batches: bool,
+        num_examples: int | None = None,
     ):
+        self.mistakes: list[tuple[bytes, int, float]] = []
+        self._num_examples = num_examples
         self._classifier = classifier
         self._batches = batches
         self._writer = writer
@@ -83,7 +114,7 @@ class Evaluator:
         self._evaluate_batch = cluster.on_all_devices(evaluate_batch)
 
     def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
-        """Evaluates the present weights, logs and writes summaries.
+        """Evaluates the present weights, logs and writes summaries, all but the pictures.
 
         Args:
             step: at which the weights are, for the log lines and summaries.
@@ -95,22 +126,40 @@ class Evaluator:
         Raises:
             UserError: if the loss's probability() gives something else than probabilities.
         """
-        metrics = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K)
+        metrics, photos = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K), summaries.Photos()
         clock = time.monotonic()
-        for _, images, labels in self._batches:
-            if should_stop():
-                return None
-            parts = self._evaluate_batch(images, labels)
-            probabilities, labels = np.concatenate([part.numpy() for part, _ in parts]), labels.numpy()
-            loss = sum(len(part) * float(loss) for part, loss in parts) / len(labels)
-            eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
-            batch = metrics.accumulate(probabilities, labels, loss)
-            clock, seconds = time.monotonic(), time.monotonic() - clock
-            if self._shows_batches:
-                _show_batch(step, metrics.num_examples, batch, len(labels) / max(seconds, 1e-9), self._writer)
-        whole = {"step": step, **metrics.get()}
+        with terminal.progress_bar(self._num_examples, " pictures", "evaluating", self._shows_batches) as progress:
+            for ids, images, labels in self._batches:
+                if should_stop():
+                    return None
+                parts = self._evaluate_batch(images, labels)
+                probabilities, labels = np.concatenate([part.numpy() for part, _ in parts]), labels.numpy()
+                loss = sum(len(part) * float(loss) for part, loss in parts) / len(labels)
+                eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
+                batch = metrics.accumulate(probabilities, labels, loss, ids.numpy())
+                photos.add(ids, images, labels, probabilities)
+                clock, seconds = time.monotonic(), time.monotonic() - clock
+                progress.update(len(labels))
+                if self._shows_batches:
+                    speed = len(labels) / max(seconds, 1e-9)
+                    _show_batch(step, metrics.num_examples, batch, speed, self._writer, is_logged=progress.disable)
+        self.mistakes = metrics.mistakes()
+        whole = {"step": step, **metrics.get(), "flip_average": self._classifier.flip_average}
         _show_whole(step, whole, self._writer)
+        self._shown = (*metrics.examples(), whole, photos)
+        summaries.write_curves(*self._shown[:2])
         return whole
+
+    def show_pictures(self, step: int) -> None:
+        """Writes drawings and photos of what was just evaluated, as the summaries of its step."""
+        self._writer.set_as_default(step)
+        *arrays, whole, photos = self._shown
+        summaries.write_drawings(*arrays, whole)
+        summaries.write_photos(photos)
+
+    def flush(self) -> None:
+        """Makes sure that what was written is in the event file."""
+        self._writer.flush()
 
 
 def _show_batch(
@@ -119,12 +168,14 @@ def _show_batch(
     batch: dict[str, float],
     examples_per_second: float,
     writer: tf.summary.SummaryWriter,
+    is_logged: bool,
 ) -> None:
-    logging.info(
-        "examples_processed: %d | global_step %d | Batch Hit@1: %.3f | Batch PERR: %.3f | Batch Loss: %.3f | "
-        "Examples_per_sec: %.3f",
-        *(num_examples, step, batch["hit_at_one"], batch["perr"], batch["loss"], examples_per_second),
-    )
+    if is_logged:
+        logging.info(
+            "examples_processed: %d | global_step %d | Batch Hit@1: %.3f | Batch PERR: %.3f | Batch Loss: %.3f | "
+            "Examples_per_sec: %.3f",
+            *(num_examples, step, batch["hit_at_one"], batch["perr"], batch["loss"], examples_per_second),
+        )
     writer.set_as_default(step)
     tf.summary.scalar("GlobalStep/Eval_Hit@1", batch["hit_at_one"])
     tf.summary.scalar("GlobalStep/Eval_Perr", batch["perr"])
@@ -153,10 +204,52 @@ def _show_whole(step: int, whole: dict[str, Any], writer: tf.summary.SummaryWrit
     tf.summary.scalar("Epoch/Eval_ROC_AUC", whole["roc_auc"])
     for name, count in confusion.items():
         tf.summary.scalar(f"Confusion/{name}", count)
-    writer.flush()
+    # Under the same tags as those of training, so that one chart shows both.
+    tf.summary.scalar("Compare/accuracy", whole["avg_hit_at_one"])
+    tf.summary.scalar("Compare/loss", whole["avg_loss"])
     for animal, right, wrong in (("cat", "cats_as_cats", "cats_as_dogs"), ("dog", "dogs_as_dogs", "dogs_as_cats")):
         if confusion[right] + confusion[wrong] == 0:
             logging.warning("there is no %s among the examples; the figures say little", animal)
+
+
+def report_lines(metrics: dict[str, Any], mistakes: list[tuple[bytes, int, float]]) -> list[str]:
+    """Returns the figures of an evaluation as a reader wants them, and the worst mistakes.
+
+    Args:
+        metrics: what `Evaluator.evaluate` gave.
+        mistakes: all of them, the worst first.
+    """
+    figures = (
+        ("accuracy", "avg_hit_at_one"),
+        ("log loss", "log_loss"),
+        ("ROC AUC", "roc_auc"),
+        ("expected calibration error", "ece"),
+    )
+    classes = [["", "precision", "recall", "F1", "examples", "called cat", "called dog"]]
+    for animal in _ANIMALS:
+        counts = [metrics["confusion"][f"{animal}s_as_{called}s"] for called in _ANIMALS]
+        shares = [f"{metrics[name][animal]:.4f}" for name in ("precision", "recall", "f1")]
+        classes.append([animal, *shares, *map(str, (sum(counts), *counts))])
+    lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in figures])
+    lines += ["", *terminal.table(classes)]
+    if mistakes:
+        worst = [["id", "label", "probability of dog"]]
+        for example_id, label, probability in mistakes[:_NUM_WORST]:
+            worst.append([bad_examples.id_text(example_id), _ANIMALS[label], f"{probability:.4f}"])
+        lines += ["", f"The worst of {len(mistakes)} mistakes:", *terminal.table(worst, left=2)]
+    return lines
+
+
+def write_mistakes(path: str, mistakes: list[tuple[bytes, int, float]]) -> None:
+    """Writes a CSV file with the columns Id, Label (1 = dog) and Probability (of a dog).
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    with utils.write_aside(path, "mistakes_file") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["Id", "Label", "Probability"])
+        rows.writerows((bad_examples.id_text(one), label, f"{probability:.6f}") for one, label, probability in mistakes)
 
 
 def main() -> None:
@@ -164,6 +257,8 @@ def main() -> None:
     spec = checkpoints.load_spec(FLAGS.train_dir, model=FLAGS.model, label_loss=FLAGS.label_loss)
     if FLAGS.run_once:
         checkpoints.latest_checkpoint(FLAGS.train_dir)  # Its absence is said before the data is read.
+    if FLAGS.mistakes_file:
+        utils.check_output(FLAGS.mistakes_file, "mistakes_file")
 
     pattern = FLAGS.eval_data_pattern or sample_data.pattern("validation")
     if not FLAGS.eval_data_pattern:
@@ -179,10 +274,12 @@ def main() -> None:
 
     cluster = distribution.local_devices()
     with cluster.strategy.scope():
-        classifier = Classifier(spec)
+        classifier = Classifier(spec, flip_average=FLAGS.flip_average)
+    rows = metrics_file.MetricsFile(eval_dir)
     with utils.writing(eval_dir, "train_dir"):
         writer = event_files.make_writer(eval_dir)
-    evaluator = Evaluator(classifier, cluster, batches, writer, shows_batches=True)
+        rows.cut()
+    evaluator = Evaluator(classifier, cluster, batches, writer, True, shards.num_examples)
     seen, evaluated = None, None
     while True:
         newest = checkpoints.newest_checkpoint(FLAGS.train_dir)
@@ -197,9 +294,16 @@ def main() -> None:
         evaluated = restored
         step = checkpoints.step_of(restored)
         with bad_examples.named_errors(reader, shards), utils.writing(eval_dir, "train_dir"):
-            metrics = evaluator.evaluate(step)
-        metrics["eval_data_pattern"] = pattern
+            metrics = {**evaluator.evaluate(step), "eval_data_pattern": pattern}
+            evaluator.show_pictures(step)
+            evaluator.flush()
+            rows.add("evaluation", **metrics)
+            rows.flush()
         utils.write_json(os.path.join(eval_dir, f"metrics-{step}.json"), metrics)
+        if FLAGS.mistakes_file:
+            write_mistakes(FLAGS.mistakes_file, evaluator.mistakes)
+        for line in report_lines(metrics, evaluator.mistakes):
+            logging.info("%s", line)
         if FLAGS.run_once:
             break
 

@@ -150,6 +150,60 @@ def calculate_confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     }
 
 
+def calculate_precision_recall_f1(confusion: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Returns how good the answers "cat" and "dog" are.
+
+    Precision: of those called a cat, the share of cats. Recall: of the cats, the share called a cat. F1: their harmonic
+    mean (C. J. van Rijsbergen, Information Retrieval, 1979, chapter 7). 0 where there is nothing to divide by.
+
+    Args:
+        confusion: what `calculate_confusion` gives.
+
+    Returns:
+        "precision", "recall" and "f1", each with "cat" and "dog".
+    """
+    result: dict[str, dict[str, float]] = {"precision": {}, "recall": {}, "f1": {}}
+    for animal, other in (("cat", "dog"), ("dog", "cat")):
+        right = confusion[f"{animal}s_as_{animal}s"]
+        called, there = right + confusion[f"{other}s_as_{animal}s"], right + confusion[f"{animal}s_as_{other}s"]
+        result["precision"][animal] = right / max(1, called)
+        result["recall"][animal] = right / max(1, there)
+        result["f1"][animal] = 2 * right / max(1, called + there)
+    return result
+
+
+def calculate_ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Returns the expected calibration error: by how much confidence and accuracy differ, in [0, 1].
+
+    The mean over bins of the confidence, by the number of examples in them, of |accuracy - mean confidence|; the
+    confidence is the probability of the class that is predicted. C. Guo et al., On Calibration of Modern Neural
+    Networks, 2017, equation 3: https://arxiv.org/abs/1706.04599
+
+    Args:
+        probabilities: [n, 1], probability of a dog.
+        labels: [n, 1], 1 = dog.
+        num_bins: bins of equal width, ((m - 1) / num_bins, m / num_bins].
+    """
+    probabilities = probabilities.ravel().astype(np.float64)
+    called_dog = probabilities > 0.5
+    confidence = np.where(called_dog, probabilities, 1 - probabilities)
+    is_right = called_dog == (labels.ravel() > 0)
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
+    return float(np.abs(np.bincount(bins, is_right - confidence)).sum() / len(confidence))
+
+
+def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the indices of the examples that are called what they are not, the surest mistake first.
+
+    Args:
+        probabilities: [n, 1], probability of a dog; above one half means dog.
+        labels: [n, 1], 1 = dog.
+    """
+    probabilities, is_dog = probabilities.ravel(), labels.ravel() > 0
+    wrong = np.flatnonzero((probabilities > 0.5) != is_dog)
+    return wrong[np.argsort(-np.abs(probabilities - is_dog)[wrong], kind="stable")]
+
+
 class EvaluationMetrics:
     """Accumulates batches and calculates the metrics over all of them.
 
@@ -164,13 +218,16 @@ class EvaluationMetrics:
         self._top_k = top_k
         self.clear()
 
-    def accumulate(self, predictions: np.ndarray, labels: np.ndarray, loss: float) -> dict[str, float]:
+    def accumulate(
+        self, predictions: np.ndarray, labels: np.ndarray, loss: float, ids: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Adds a batch.
 
         Args:
             predictions: [batch, 1], probability of a dog.
             labels: [batch, 1], 1 = dog.
             loss: the mean loss of the batch.
+            ids: [batch], bytes; `mistakes` needs them, of every batch.
 
         Returns:
             "hit_at_one", "perr" and "loss" of the batch.
@@ -187,6 +244,8 @@ class EvaluationMetrics:
         self._gap_calculator.accumulate(np.concatenate(top_predictions), np.concatenate(top_labels), sum(num_positives))
         self._probabilities.append(predictions)
         self._labels.append(labels)
+        if ids is not None:
+            self._ids.append(ids)
         self.num_examples += batch_size
         for key, value in batch.items():
             self._sums[key] += value * batch_size
@@ -197,15 +256,17 @@ class EvaluationMetrics:
 
         Returns:
             "num_examples", "avg_hit_at_one", "avg_perr", "avg_loss", "aps" (the average precision of cats and of
-            dogs), "map" (their mean), "gap", "log_loss", "roc_auc" and "confusion".
+            dogs), "map" (their mean), "gap", "log_loss", "roc_auc", "ece", "confusion", and "precision", "recall" and
+            "f1", each of "cat" and "dog".
 
         Raises:
             ValueError: if nothing was accumulated.
         """
         if self.num_examples == 0:
             raise ValueError("Nothing was accumulated.")
-        probabilities, labels = np.concatenate(self._probabilities), np.concatenate(self._labels)
+        probabilities, labels = self.examples()
         aps = self._map_calculator.peek_map_at_n()
+        confusion = calculate_confusion(probabilities, labels)
         return {
             "num_examples": self.num_examples,
             **{f"avg_{key}": value / self.num_examples for key, value in self._sums.items()},
@@ -214,8 +275,21 @@ class EvaluationMetrics:
             "gap": self._gap_calculator.peek_ap_at_n(),
             "log_loss": calculate_log_loss(probabilities, labels),
             "roc_auc": calculate_roc_auc(probabilities, labels),
-            "confusion": calculate_confusion(probabilities, labels),
+            "ece": calculate_ece(probabilities, labels),
+            "confusion": confusion,
+            **calculate_precision_recall_f1(confusion),
         }
+
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the probabilities and the labels of everything accumulated, [n, 1] each."""
+        return np.concatenate(self._probabilities), np.concatenate(self._labels)
+
+    def mistakes(self) -> list[tuple[bytes, int, float]]:
+        """Returns id, label and probability of a dog of every example called what it is not, worst first."""
+        probabilities, labels = self.examples()
+        wrong = worst_mistakes(probabilities, labels)
+        columns = (np.concatenate(self._ids), labels.ravel(), probabilities.ravel())
+        return list(zip(*(column[wrong].tolist() for column in columns), strict=True))
 
     def clear(self) -> None:
         """Forgets everything accumulated."""
@@ -223,5 +297,6 @@ class EvaluationMetrics:
         self._gap_calculator.clear()
         self._probabilities: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
+        self._ids: list[np.ndarray] = []
         self._sums = {"hit_at_one": 0.0, "perr": 0.0, "loss": 0.0}
         self.num_examples = 0

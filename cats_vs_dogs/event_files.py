@@ -22,12 +22,15 @@ def cut(folder: str, last_step: int) -> None:
 
     Args:
         folder: where the event files are; other files are left alone.
-        last_step: the last step that is kept.
+        last_step: the last step that is kept; -1: nothing is.
     """
     for path in tf.io.gfile.glob(os.path.join(folder, "events.out.tfevents.*")):
         events = list(RawEventFileLoader(path).Load())  # A dataset takes longer to set up than most files to read.
         kept = [event for event in events if tf.compat.v1.Event.FromString(event).step <= last_step]
         if len(kept) == len(events):
+            continue
+        if not kept:
+            tf.io.gfile.remove(path)
             continue
         aside = os.path.join(folder, f"cut.{os.getpid()}.tmp")  # Not a name that TensorBoard looks at.
         with tf.io.TFRecordWriter(aside) as writer:

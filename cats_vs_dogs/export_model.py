@@ -68,7 +68,10 @@ class ModelExporter:
         if utils.is_remote(model_dir):
             with tempfile.TemporaryDirectory() as folder:
                 tf.saved_model.save(self._module, folder, signatures={"serving_default": self._module.predict})
-                _upload(folder, model_dir.rstrip("/"))
+                target = model_dir.rstrip("/")
+                if is_exported(target):  # It is there when its graph is: that goes first and comes last.
+                    tf.io.gfile.remove(f"{target}/{_GRAPH}")
+                utils.upload(folder, target, last=_GRAPH)
             return
         aside = f"{model_dir.rstrip('/')}.{os.getpid()}.tmp"
         try:
@@ -83,16 +86,6 @@ class ModelExporter:
 
 
 _GRAPH = "saved_model.pb"
-
-
-def _upload(folder: str, model_dir: str) -> None:
-    """Copies a SavedModel to an object store. It is there when its graph is: that goes first and comes last."""
-    gfile = tf.io.gfile
-    if gfile.exists(f"{model_dir}/{_GRAPH}"):
-        gfile.remove(f"{model_dir}/{_GRAPH}")
-    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
-    for file in sorted(files, key=lambda file: file.endswith(_GRAPH)):
-        gfile.copy(file, f"{model_dir}/{os.path.relpath(file, folder)}", overwrite=True)
 
 
 def is_exported(model_dir: str) -> bool:

@@ -13,6 +13,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
 
 import contextlib
 import csv
+import dataclasses
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +23,23 @@ import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, checkpoints, distribution, eval_util, readers, sample_data, tfrecords, utils
+from cats_vs_dogs import (
+    bad_examples,
+    checkpoints,
+    distribution,
+    eval_util,
+    readers,
+    sample_data,
+    terminal,
+    tfrecords,
+    utils,
+)
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.distribution import Cluster
 
 FLAGS = flags.FLAGS
+
+_NUM_SHOWN = 50  # predictions of pictures, on a terminal
 
 
 def define_flags() -> None:
@@ -58,6 +71,50 @@ def define_flags() -> None:
         "and stops; skip reads everything once before, leaves the bad ones out and lists them in "
         "<output_file>.bad_examples.csv.",
     )
+    flags.DEFINE_bool(
+        "flip_average", False, "Predict the mean of what the model gives for a picture and for its mirror image."
+    )
+
+
+@dataclasses.dataclass
+class Summary:
+    """What was predicted.
+
+    Attributes:
+        num_cats: how many examples are called cats.
+        num_dogs: how many are called dogs.
+        first: id and probability of a dog of the first examples.
+    """
+
+    num_cats: int = 0
+    num_dogs: int = 0
+    first: list[tuple[str, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_examples(self) -> int:
+        """How many there are."""
+        return self.num_cats + self.num_dogs
+
+    def add(self, ids: Sequence[str], probabilities: np.ndarray) -> None:
+        """Adds a batch: its ids, and the probabilities of a dog, [batch, 1]."""
+        num_dogs = int(np.sum(probabilities > 0.5))
+        self.num_dogs += num_dogs
+        self.num_cats += len(ids) - num_dogs
+        num_more = _NUM_SHOWN - len(self.first)
+        self.first += zip(ids[:num_more], probabilities[:num_more, 0].tolist(), strict=True)
+
+    def lines(self, csv_path: str) -> list[str]:
+        """Returns a table of the first examples, with the probability of what they are called, and how many there are.
+
+        Args:
+            csv_path: where all are.
+        """
+        rows = [["file", "", "probability"]]
+        for example_id, dog in self.first:
+            rows.append([example_id, *(("dog", f"{dog:.4f}") if dog > 0.5 else ("cat", f"{1 - dog:.4f}"))])
+        num_more = self.num_examples - len(self.first)
+        more = [f"... and {num_more:,} more in {csv_path}"] if num_more else []
+        return [*terminal.table(rows, left=2), *more, f"{self.num_cats:,} cats, {self.num_dogs:,} dogs"]
 
 
 def format_lines(image_ids: Sequence[str], probabilities: np.ndarray, output_column: str) -> str:
@@ -84,7 +141,8 @@ def predict(
     output: TextIO,
     output_column: str,
     check_ids: Callable[[Sequence[str]], None] = lambda ids: None,
-) -> int:
+    num_examples: int | None = None,
+) -> Summary:
     """Writes a line for each example, in the order of the batches.
 
     Args:
@@ -94,22 +152,27 @@ def predict(
         output: an open text file.
         output_column: "category" or "probability".
         check_ids: called with the ids of each batch; may raise.
+        num_examples: how many there are, for the progress bar. None: not known.
 
     Returns:
-        The number of examples.
+        What was predicted.
     """
     probability = cluster.on_all_devices(tf.function(classifier.probability, input_signature=batches.element_spec[1:2]))
-    num_examples, start = 0, time.monotonic()
+    summary, start = Summary(), time.monotonic()
     output.write("Id,Category\n" if output_column == "category" else "Id,Probability\n")
-    for image_ids, images in batches:
-        probabilities = np.concatenate([part.numpy() for part in probability(images)])
-        eval_util.check_probabilities(probabilities, classifier.spec.label_loss)
-        ids = [bad_examples.id_text(image_id) for image_id in image_ids.numpy()]
-        check_ids(ids)
-        output.write(format_lines(ids, probabilities, output_column))
-        num_examples += len(probabilities)
-        logging.info("num examples processed: %d elapsed seconds: %.2f", num_examples, time.monotonic() - start)
-    return num_examples
+    with terminal.progress_bar(num_examples, " pictures", "predicting") as progress:
+        for image_ids, images in batches:
+            probabilities = np.concatenate([part.numpy() for part in probability(images)])
+            eval_util.check_probabilities(probabilities, classifier.spec.label_loss)
+            ids = [bad_examples.id_text(image_id) for image_id in image_ids.numpy()]
+            check_ids(ids)
+            output.write(format_lines(ids, probabilities, output_column))
+            summary.add(ids, probabilities)
+            progress.update(len(ids))
+            if progress.disable:
+                seconds = time.monotonic() - start
+                logging.info("num examples processed: %d elapsed seconds: %.2f", summary.num_examples, seconds)
+    return summary
 
 
 def main() -> None:
@@ -124,7 +187,8 @@ def main() -> None:
     files = utils.list_files(pattern, "input_data_pattern")
     logging.info("number of input files: %d", len(files))
     with utils.write_aside(output_file, "output_file") as output:
-        if are_pictures(files):
+        has_pictures = are_pictures(files)
+        if has_pictures:
             shards = bad_examples.open_pictures(files, reader, FLAGS.bad_examples)
             batches = readers.make_picture_dataset(reader, shards, FLAGS.batch_size)
             errors = bad_examples.named_picture_errors(reader, shards)
@@ -136,16 +200,19 @@ def main() -> None:
             errors = bad_examples.named_errors(reader, shards)
         cluster = distribution.local_devices()
         with cluster.strategy.scope():
-            classifier = Classifier(spec)
+            classifier = Classifier(spec, flip_average=FLAGS.flip_average)
         logging.info("restoring variables from %s", checkpoints.restore_newest(classifier, FLAGS.train_dir))
         bad_path = f"{output_file}.bad_examples.csv"
         bad_examples.write_list(shards, bad_path)
         with errors:
-            num_rows = predict(
-                classifier, cluster, batches, output, FLAGS.output_column, bad_examples.make_id_check(shards)
-            )
+            check_ids = bad_examples.make_id_check(shards)
+            summary = predict(classifier, cluster, batches, output, FLAGS.output_column, check_ids, shards.num_examples)
+    if has_pictures and sys.stdout.isatty():
+        print(*summary.lines(output_file), sep="\n", flush=True)
     missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""
-    logging.info("Done with inference. The output file was written to %s: %d rows%s", output_file, num_rows, missing)
+    logging.info(
+        "Done with inference. The output file was written to %s: %d rows%s", output_file, summary.num_examples, missing
+    )
 
 
 def are_pictures(files: Sequence[str]) -> bool:

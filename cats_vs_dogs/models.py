@@ -21,6 +21,8 @@ class BaseModel:
             num_classes: 2, cats (0) and dogs (1).
             **params: what the model asks for by naming it: `labels`, symbolic int32 [batch, 1], 1 = dog;
                 `output_layer`, which kind of predictions the loss needs (see `losses.BaseLoss.output_layer`);
+                `is_new`, whether training starts with this model, and not from a checkpoint that will be restored:
+                only then need weights be loaded from elsewhere;
                 anything given with --model_params.
 
         Returns:
@@ -83,7 +85,12 @@ class BuiltModel:
 
 
 def build_model(
-    model: BaseModel, image_size: int, num_classes: int, output_layer: str, params: dict[str, Any]
+    model: BaseModel,
+    image_size: int,
+    num_classes: int,
+    output_layer: str,
+    params: dict[str, Any],
+    is_new: bool = False,
 ) -> BuiltModel:
     """Calls `create_model` once, checks what it returns, and wraps it.
 
@@ -93,6 +100,7 @@ def build_model(
         num_classes: 2.
         output_layer: the kind of predictions that the loss needs.
         params: from --model_params.
+        is_new: whether training starts with this model; False: its weights will be restored or copied.
 
     Returns:
         The built model.
@@ -105,10 +113,12 @@ def build_model(
         raise UserError(f"{name} has no create_model of its own; define create_model(self, model_input, num_classes=2)")
     images = keras.Input((image_size, image_size, 3), name="images", dtype="float32")
     labels = keras.Input((1,), name="labels", dtype="int32")
-    offered = {"num_classes": num_classes, "labels": labels, "output_layer": output_layer}
+    offered = {"num_classes": num_classes, "labels": labels, "output_layer": output_layer, "is_new": is_new}
     arguments = accepted_arguments(model.create_model, f"{name}.create_model", "model_params", 1, offered, params)
     try:
         result = model.create_model(images, **arguments)
+    except UserError:
+        raise
     except Exception as error:
         if "KerasTensor" in str(error):
             raise UserError(_raw_op_message(name, error)) from error

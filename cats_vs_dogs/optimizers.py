@@ -1,5 +1,9 @@
 """Optimizers by their names of 2017 or of Keras, and learning rates as functions of the step."""
 
+import inspect
+import json
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -15,6 +19,21 @@ _NAMES_OF_2017 = {
     "GradientDescentOptimizer": (keras.optimizers.SGD, {}),
     "MomentumOptimizer": (keras.optimizers.SGD, {"momentum": 0.9}),
     "RMSPropOptimizer": (keras.optimizers.RMSprop, {"rho": 0.9, "epsilon": 1e-10}),
+}
+
+# Arguments of optimizers that have flags of their own, or that the training step and its checkpoints know nothing of.
+_SET_BY_THE_KIT = {
+    "learning_rate",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+    "name",
+    "kwargs",
 }
 
 SCHEDULES = ("exponential", "cosine", "constant")
@@ -40,27 +59,51 @@ def check_name(name: str) -> None:
 def make_optimizer(
     name: str,
     learning_rate: keras.optimizers.schedules.LearningRateSchedule,
+    variables: list[keras.Variable],
     clip_gradient_norm: float = 0.0,
     scale_loss: bool = False,
+    params: dict[str, Any] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Makes an optimizer.
+    """Makes an optimizer, built for the variables it will move.
+
+    Weight decay, if there is any, leaves biases and the scales of batch norm alone: everything that is not a matrix or
+    a kernel (Goyal et al. 2017, He et al. 2018).
 
     Args:
         name: a name of 2017, such as "AdamOptimizer", or of Keras, such as "AdamW".
         learning_rate: the schedule, a function of the optimizer's step.
+        variables: what is trained.
         clip_gradient_norm: largest norm of the gradient of each variable; 0: no limit.
         scale_loss: whether the loss is scaled, up and down by what the gradients bear, as float16 needs.
+        params: further arguments of the Keras class, such as {"weight_decay": 0.05}.
 
     Returns:
         The optimizer.
 
     Raises:
-        UserError: if there is no optimizer of that name.
+        UserError: if there is no optimizer of that name, or it does not take the parameters.
     """
     check_name(name)
     optimizer_class, arguments = _available()[name]
-    optimizer = optimizer_class(learning_rate=learning_rate, clipnorm=clip_gradient_norm or None, **arguments)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if scale_loss else optimizer
+    params = params or {}
+    accepted = sorted(set(inspect.signature(optimizer_class).parameters) - _SET_BY_THE_KIT)
+    for param, value in params.items():
+        if param not in accepted:
+            raise UserError(f'--optimizer_params: {name} has no parameter "{param}"; it takes: {", ".join(accepted)}')
+        if not isinstance(value, int | float):
+            raise UserError(f'--optimizer_params: "{param}" must be a number, true or false; got {json.dumps(value)}')
+    try:
+        optimizer = optimizer_class(
+            learning_rate=learning_rate, clipnorm=clip_gradient_norm or None, **{**arguments, **params}
+        )
+    except ValueError as error:
+        raise UserError(f"--optimizer_params={json.dumps(params)}: {error}") from error
+    if optimizer.weight_decay:
+        optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if len(variable.shape) < 2])
+    if scale_loss:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(variables)
+    return optimizer
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from cats_vs_dogs import tfrecords
+from cats_vs_dogs import augmentation, terminal, tfrecords
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 
@@ -288,6 +288,7 @@ def make_training_dataset(
     decoded: tuple[tf.Tensor, ...] | None = None,
     num_replicas: int = 1,
     replicas: range = range(1),
+    augment: str = "none",
 ) -> tf.data.Dataset:
     """Returns the batches of a training run, from any step on.
 
@@ -309,6 +310,7 @@ def make_training_dataset(
         decoded: what `decode_all` gave; then examples are taken from there, in the same order. None: from the files.
         num_replicas: over how many devices a batch is split.
         replicas: the numbers of those whose parts are returned.
+        augment: how pictures are changed at random, one of `augmentation.KINDS`.
 
     Returns:
         Of each batch the part of one replica after the other: what the reader gives, with images still uint8 (see
@@ -330,24 +332,30 @@ def make_training_dataset(
         skip = tf.where(epoch == start_epoch, tf.cast(skipped_batches * batch_size, tf.int64), 0)
         return records.skip(skip).batch(batch_size)
 
-    def parts(batch: tf.Tensor) -> tf.data.Dataset:
+    def parts(step: tf.Tensor, batch: tf.Tensor) -> tf.data.Dataset:
         size = tf.shape(batch, tf.int64)[0]
 
-        def part(replica: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def part(replica: tf.Tensor) -> tuple[tf.Tensor, ...]:
             start, end = replica * size // num_replicas, (replica + 1) * size // num_replicas
             share = tf.cast(end - start, tf.float32) / tf.cast(size, tf.float32)
-            return batch[start : tf.maximum(end, start + 1)], share
+            return step, batch[start : tf.maximum(end, start + 1)], start, share
 
         return tf.data.Dataset.range(replicas.start, replicas.stop).map(part)
 
     def take(numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return tuple(tf.gather(column, numbers) for column in decoded)
 
-    batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches)
+    prepare = prepare_function(reader) if decoded is None else take
+
+    def prepare_part(step: tf.Tensor, part: tf.Tensor, start: int = 0, share: float = 1.0) -> tuple[tf.Tensor, ...]:
+        ids, images, *labels = prepare(part)
+        rows = start + tf.range(tf.shape(part, tf.int64)[0])
+        return ids, augmentation.augment(images, augment, seed, step, rows, batch_size), *labels, share
+
+    batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches).enumerate(start_step)
     if num_replicas > 1:
         batches = batches.flat_map(parts)
-    prepare = prepare_function(reader) if decoded is None else take
-    return _map_batches(batches, lambda batch, share=1.0: (*prepare(batch), share))
+    return _map_batches(batches, prepare_part)
 
 
 def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:
@@ -356,7 +364,11 @@ def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:
     Returns:
         What the reader gives, as if for one batch of all records, with images still uint8.
     """
-    batches = list(make_dataset(reader, shards, batch_size=256))
+    batches = []
+    with terminal.progress_bar(shards.num_examples, " pictures", "decoding") as progress:
+        for batch in make_dataset(reader, shards, batch_size=256):
+            batches.append(batch)
+            progress.update(len(batch[0]))
     return tuple(tf.concat(column, axis=0) for column in zip(*batches, strict=True))
 
 

@@ -69,18 +69,6 @@ def _what_else(start: bytes) -> str:
     return "; leave it out of the pattern, or make or download the shard again"
 
 
-def count_records(path: str) -> int:
-    """Counts the records of a TFRecord file by its length fields, without reading the records.
-
-    Raises:
-        UserError: if the file is empty, is no TFRecord file, breaks off within a record, or a length is damaged.
-    """
-    found = scan(path)
-    if found.damage:
-        raise UserError(f"{path}: {found.damage}")
-    return found.count
-
-
 class Scan(NamedTuple):
     """What the length fields of a TFRecord file say.
 

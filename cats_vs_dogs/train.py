@@ -13,6 +13,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
 
 import dataclasses
+import datetime
 import functools
 import math
 import re
@@ -26,16 +27,19 @@ import tensorflow as tf
 from absl import flags, logging
 
 from cats_vs_dogs import (
+    augmentation,
     bad_examples,
     checkpoints,
     distribution,
     eval_util,
     event_files,
     export_model,
+    metrics_file,
     optimizers,
     readers,
     run_record,
     sample_data,
+    summaries,
     utils,
 )
 from cats_vs_dogs import eval as eval_script
@@ -64,6 +68,13 @@ def define_flags() -> None:
         "area",
         readers.RESIZE_METHODS,
         "How pictures are resized: area averages; legacy_bilinear gives the pixels of the 2017 kit, bit for bit.",
+    )
+    flags.DEFINE_enum(
+        "augment",
+        "none",
+        augmentation.KINDS,
+        "How training pictures are changed at random each time they are seen: flip mirrors half of them; flip_crop "
+        "also cuts out at least 70 % of each side; flip_crop_colour also changes brightness, contrast and saturation.",
     )
     flags.DEFINE_enum(
         "bad_examples",
@@ -136,6 +147,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "optimizer", "AdamOptimizer", "Which optimizer: a name of tf.train in 2017, or a class of keras.optimizers."
+    )
+    flags.DEFINE_string(
+        "optimizer_params",
+        "",
+        "JSON object of further arguments of the class of keras.optimizers, such as '{\"weight_decay\": 0.05}', which "
+        "leaves biases and batch norm alone. Empty: none.",
     )
     flags.DEFINE_float(
         "clip_gradient_norm", 1.0, "Largest norm of the gradient of each variable. 0: no limit.", lower_bound=0.0
@@ -233,6 +250,10 @@ class Plan:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.num_examples + min(steps * self.batch_size, self.num_examples)
 
+    def epoch_of(self, step: int) -> int:
+        """Returns the number of the epoch, from 1, that a step belongs to; that of the first is 1."""
+        return -(-step // self.steps_per_epoch)
+
     def __str__(self) -> str:
         epochs = self.examples_at(self.total_steps) / self.num_examples
         return (
@@ -242,13 +263,16 @@ class Plan:
 
 
 class Report:
-    """Log lines and TensorBoard summaries of training.
+    """Log lines, TensorBoard summaries and rows of metrics.jsonl of training.
 
     Args:
-        train_dir: where the event file goes.
+        train_dir: where the files go.
         classifier: its weights are shown as histograms.
         learning_rate: function from the number of steps done to the learning rate of the next.
         plan: how many examples the steps take.
+
+    Attributes:
+        rows: those of metrics.jsonl.
     """
 
     def __init__(
@@ -259,6 +283,7 @@ class Report:
         plan: Plan,
     ):
         self.train_dir = train_dir
+        self.rows = metrics_file.MetricsFile(train_dir)
         self.learning_rate = learning_rate
         self._classifier = classifier
         self._plan = plan
@@ -267,6 +292,11 @@ class Report:
     @functools.cached_property
     def _writer(self) -> tf.summary.SummaryWriter:
         return event_files.make_writer(self.train_dir)  # Not before there is something to write.
+
+    def log_run(self, record: dict) -> None:
+        """Writes the flags and hyperparameters of a run that begins."""
+        self._writer.set_as_default(0)
+        summaries.write_run(record, self.train_dir)
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step and writes its scalars.
@@ -288,23 +318,54 @@ class Report:
         clock = (trainer.timed_steps, trainer.seconds, trainer.waiting_seconds)
         timed_steps, seconds, waiting = (now - then for now, then in zip(clock, self._last_clock, strict=True))
         num_examples = self._plan.examples_at(step) - self._plan.examples_at(step - timed_steps)
+        seconds = max(seconds, 1e-9)  # Clocks of some systems tick slowly.
         examples_per_second, data_wait = num_examples / seconds, waiting / seconds
         self._last_clock = clock
+        learning_rate = float(self.learning_rate(step - 1))
+        steps_left = self._plan.total_steps - step
         logging.info(
-            "training step %d | Loss: %.2f Examples/sec: %.2f | Hit@1: %.2f PERR: %.2f GAP: %.2f | Waiting for data: "
-            "%.0f%%",
-            *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap, 100 * data_wait),
+            "training step %d | Loss: %.2f Examples/sec: %.2f | Hit@1: %.2f PERR: %.2f GAP: %.2f | Epoch: %d/%d (%d%%) "
+            "LR: %.3g | %s left | Waiting for data: %.0f%%",
+            *(step, outputs.label_loss, examples_per_second, hit_at_one, perr, gap),
+            *(self._plan.epoch_of(step), self._plan.epoch_of(self._plan.total_steps)),
+            *(100 * step // self._plan.total_steps, learning_rate),
+            *(datetime.timedelta(seconds=round(steps_left * seconds / timed_steps)), 100 * data_wait),
+        )
+        self.rows.add(
+            "training",
+            step=step,
+            epoch=self._plan.epoch_of(step),
+            label_loss=outputs.label_loss,
+            regularization_loss=outputs.regularization_loss,
+            gradient_norm=outputs.gradient_norm,
+            accuracy=hit_at_one,
+            perr=perr,
+            gap=gap,
+            learning_rate=learning_rate,
+            examples_per_second=examples_per_second,
+            waiting_for_data=data_wait,
         )
         self._writer.set_as_default(step)
         tf.summary.scalar("model/Training_Hit@1", hit_at_one)
         tf.summary.scalar("model/Training_Perr", perr)
         tf.summary.scalar("model/Training_GAP", gap)
+        # Under the tags that evaluations have, too, so that one chart shows both.
+        tf.summary.scalar("Compare/accuracy", hit_at_one)
+        tf.summary.scalar("Compare/loss", outputs.label_loss)
         tf.summary.scalar("global_step/Examples/Second", examples_per_second)
         tf.summary.scalar("global_step/Waiting_For_Data", data_wait)
         tf.summary.scalar("label_loss", outputs.label_loss)
         tf.summary.scalar("reg_loss", outputs.regularization_loss)
         tf.summary.scalar("gradient_norm", outputs.gradient_norm)
-        tf.summary.scalar("learning_rate", self.learning_rate(step - 1))
+        summaries.write_gradient_norms(list(outputs.gradient_norms.values()))
+        tf.summary.scalar("learning_rate", learning_rate)
+
+    def log_photos(self, step: int, outputs: StepOutputs) -> None:
+        """Writes some of the pictures that a step was given."""
+        self._writer.set_as_default(step)
+        images = np.concatenate([part[:16].numpy() for part in outputs.images])[:16]
+        labels, probabilities = _whole(outputs.labels), _whole(outputs.probabilities)
+        summaries.write_training_photos(images, labels[: len(images)], probabilities[: len(images)])
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input."""
@@ -314,8 +375,9 @@ class Report:
             tf.summary.histogram(weight.path, weight.value)
 
     def flush(self) -> None:
-        """Makes sure that what was written is in the event file."""
+        """Makes sure that what was written is in the files."""
         self._writer.flush()
+        self.rows.flush()
 
 
 def _whole(parts: list[tf.Tensor]) -> np.ndarray:
@@ -341,11 +403,6 @@ class Periods:
         return min(after for after in (total_steps, *due, *self.profile) if after > step) - step
 
 
-def is_due(step: int, period: int) -> bool:
-    """Whether what happens every `period` steps, 0: never, happens after this one."""
-    return period > 0 and step > 0 and step % period == 0
-
-
 class Evaluation:
     """Evaluates while training, and keeps the best model.
 
@@ -359,6 +416,7 @@ class Evaluation:
         may_cache: whether decoded pictures may stay in memory, if they take at most a quarter of what is free.
         early_stop_evals: how many evaluations without a lower loss than the best end training; 0: none.
         cluster: evaluates on the devices of this process.
+        rows: gets one of each evaluation.
     """
 
     def __init__(
@@ -372,8 +430,10 @@ class Evaluation:
         may_cache: bool,
         early_stop_evals: int,
         cluster: distribution.Cluster,
+        rows: metrics_file.MetricsFile,
     ):
         self._cluster = cluster
+        self._rows = rows
         self._reader = reader
         self._shards = shards
         self._eval_dir = os.path.join(train_dir, "eval")
@@ -402,23 +462,33 @@ class Evaluation:
         """Whether there was no evaluation of this step."""
         return int(self._progress.evaluated) < step
 
-    def run(self, step: int, stop: StopRequest) -> None:
-        """Evaluates the present weights, unless asked to stop meanwhile."""
+    def run(self, step: int, stop: StopRequest, is_last: bool) -> None:
+        """Evaluates the present weights, unless asked to stop meanwhile.
+
+        Pictures are written only of the best model so far and of the last: they are larger than all the rest.
+        """
         self._predictor.copy_weights(self._classifier)
         with bad_examples.named_errors(self._reader, self._shards):
             metrics = self._evaluator.evaluate(step, should_stop=lambda: bool(stop))
         if metrics is None:
             return
         utils.write_json(os.path.join(self._eval_dir, f"metrics-{step}.json"), metrics)
+        self._rows.add("evaluation", **metrics)
         progress = self._progress
         progress.evaluated.assign(step)
-        if metrics["avg_loss"] < float(progress.best_loss):
+        is_best = metrics["avg_loss"] < float(progress.best_loss)
+        if is_best:
             progress.best_loss.assign(metrics["avg_loss"])
             progress.best_step.assign(step)
             progress.worse_in_a_row.assign(0)
+            tf.summary.scalar("Compare/best_accuracy", metrics["avg_hit_at_one"], step)
+            tf.summary.scalar("Compare/best_loss", metrics["avg_loss"], step)
             checkpoints.save_best(self._predictor, self._best_dir, step, metrics)
         else:
             progress.worse_in_a_row.assign_add(1)
+        if is_best or is_last or self.has_stopped_improving:
+            self._evaluator.show_pictures(step)
+        self._evaluator.flush()
         logging.info("best so far: step %d, Avg_Loss: %.4f", int(progress.best_step), float(progress.best_loss))
         if self.has_stopped_improving:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
@@ -478,7 +548,8 @@ def train_loop(
     # What the run before this one could not do any more at its last checkpoint.
     with utils.writing(report.train_dir, "train_dir"):
         if step and evaluation and evaluation.is_missing(step) and (is_due(periods.evaluate) or step >= total_steps):
-            evaluation.run(step, stop)
+            evaluation.run(step, stop, is_last=step >= total_steps)
+            report.rows.flush()
         is_stopped, stops_early = agree()
         if step and is_chief and (is_due(periods.export) or at_end()):
             export(step)
@@ -494,14 +565,18 @@ def train_loop(
             tf.profiler.experimental.stop()
 
         with utils.writing(report.train_dir, "train_dir"):
-            if is_chief and (is_due(periods.log) or step == total_steps):
+            is_logged = is_due(periods.log) or step == total_steps
+            is_first = is_logged and step <= periods.log  # Also of a run that goes on from before it.
+            if is_chief and is_logged:
                 report.log_step(step, outputs, trainer)
+            if is_chief and is_first:
+                report.log_photos(step, outputs)
             save_is_due = step == total_steps or 0 < periods.save <= time.monotonic() - last_save
             if evaluation and (is_due(periods.evaluate) or save_is_due):
-                evaluation.run(step, stop)
+                evaluation.run(step, stop, is_last=step >= total_steps)
                 save_is_due = True
             is_stopped, stops_early = agree()
-            if is_chief and (is_due(periods.export) or at_end()):
+            if is_chief and (is_first or is_due(periods.export) or at_end()):
                 report.log_weights(step, outputs)
             if is_chief and (save_is_due or is_stopped):
                 report.flush()
@@ -517,10 +592,13 @@ def check_finite(step: int, outputs: StepOutputs, learning_rate: Callable[[int],
     """Raises UserError if the loss or a gradient of the step that brought training to `step` is not finite."""
     if outputs.is_finite:
         return
+    # Of a loss that is not finite no gradient is; else it helps to know where it began.
+    culprits = [path for path, norm in outputs.gradient_norms.items() if not math.isfinite(norm)]
+    of_which = f" (not finite for {', '.join(culprits[:3])})" if len(culprits) < len(outputs.gradient_norms) else ""
     raise utils.UserError(
         f"not finite any more between step {step - 1} and step {step}: the loss is {outputs.label_loss:.4g}, the "
         f"regularization loss {outputs.regularization_loss:.4g}, the norm of the gradients {outputs.gradient_norm:.4g} "
-        f"(the largest before: {outputs.largest_gradient_norm:.4g}), the learning rate "
+        f"(the largest before: {outputs.largest_gradient_norm:.4g}){of_which}, the learning rate "
         f"{float(learning_rate(step - 1)):.4g}; training stopped, nothing of it was saved, and the last checkpoint is "
         "as it was; try a lower --base_learning_rate, --warmup_examples, or a lower --clip_gradient_norm, and see "
         "whether the last layer of the model suits the loss"
@@ -570,6 +648,7 @@ def main() -> None:
     )
     spec.classes()  # Wrong names are said before anything is read or written.
     optimizers.check_name(FLAGS.optimizer)
+    utils.parse_json_flag(FLAGS.optimizer_params, "optimizer_params")
     parse_profile_steps(FLAGS.profile_steps)
     if FLAGS.early_stop_evals and not FLAGS.eval_data_pattern:
         raise utils.UserError(f"--early_stop_evals={FLAGS.early_stop_evals}: needs --eval_data_pattern; give it")
@@ -614,15 +693,17 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         FLAGS.warmup_examples,
         plan.total_steps,
     )
+    is_new = FLAGS.start_new_model or checkpoints.newest_checkpoint(FLAGS.train_dir) is None
     with cluster.strategy.scope():
-        classifier = Classifier(spec, FLAGS.seed, FLAGS.precision)
+        classifier = Classifier(spec, FLAGS.seed, FLAGS.precision, is_new)
         optimizer = optimizers.make_optimizer(
             FLAGS.optimizer,
             learning_rate,
+            classifier.model.trainable_variables,
             FLAGS.clip_gradient_norm / cluster.num_replicas,  # Each replica gives its part of the gradient.
             scale_loss=FLAGS.precision == "mixed_float16",
+            params=utils.parse_json_flag(FLAGS.optimizer_params, "optimizer_params"),
         )
-        optimizer.build(classifier.model.trainable_variables)
         predictor = classifier if FLAGS.precision == "float32" else Classifier(spec)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
     flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
@@ -646,7 +727,10 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             checkpoints.save_spec(FLAGS.train_dir, spec)
             utils.write_json(run_record.path_in(FLAGS.train_dir), record)
             bad_examples.write_list(shards, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
-            event_files.cut(FLAGS.train_dir, start_step)
+            event_files.cut(FLAGS.train_dir, start_step if restored else -1)
+            report.rows.cut(training=start_step, evaluation=int(checkpoint.progress.evaluated))
+            if not restored:
+                report.log_run(record)
     if eval_shards:
         eval_dir = os.path.join(FLAGS.train_dir, "eval")
         with utils.writing(FLAGS.train_dir, "train_dir"):
@@ -663,6 +747,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             FLAGS.cache != "none",
             FLAGS.early_stop_evals,
             cluster,
+            report.rows,
         )
 
     logging.info(f"{spec.model}: {num_parameters:,} parameters.")
@@ -711,8 +796,10 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             readers.decode_all(reader, shards) if use_cache(FLAGS.cache, reader, shards, epochs_left) else None,
             cluster.num_replicas,
             cluster.replicas,
+            FLAGS.augment,
         )
-        with stop.listening():
+        # Inside of named_errors, which would look for a bad record in all shards when a worker is lost.
+        with stop.listening(), cluster.named_losses():
             is_stopped = train_loop(
                 Trainer(
                     classifier,

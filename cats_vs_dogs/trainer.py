@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cats_vs_dogs import readers
@@ -20,6 +21,7 @@ class StepOutputs:
         is_finite: whether loss and gradients of the last step are; those of the steps before it are.
         largest_gradient_norm: of all steps of this process, but for one that is not finite.
         gradient_norm: norm of all gradients together, before they are clipped.
+        gradient_norms: the norm of the gradient of each trainable variable, by its path; 0 without a gradient.
         label_loss: mean over the global batch.
         regularization_loss: the same on every device.
         images: uint8 or float32 [batch on the device, size, size, 3].
@@ -31,6 +33,7 @@ class StepOutputs:
     is_finite: bool
     largest_gradient_norm: float
     gradient_norm: float
+    gradient_norms: dict[str, float]
     label_loss: float
     regularization_loss: float
     images: list[tf.Tensor]
@@ -72,6 +75,7 @@ class Trainer:
         self._is_warm = False
         self._largest_gradient_norm = 0.0
         self._classifier = classifier
+        self._paths = [variable.path for variable in classifier.model.trainable_variables]
         self._optimizer = optimizer
         self._scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         self._strategy = strategy
@@ -108,6 +112,7 @@ class Trainer:
             bool(is_finite),
             self._largest_gradient_norm,
             float(sums["norm"]),
+            dict(zip(self._paths, sums["norms"].numpy().tolist(), strict=True)),
             float(sums["label_loss"]),
             float(sums["regularization_loss"]),
             images,
@@ -125,7 +130,7 @@ class Trainer:
         num_done, largest_norm, is_finite = 1, _finite_or_zero(sums["norm"]), self._is_finite(sums)
         # Not `and`, which would become branches of the graph.
         while (num_done < num_steps) & is_finite & (sums["stop"] == 0.0):
-            with tf.control_dependencies([sums["label_loss"]]):
+            with tf.control_dependencies([sums["norm"]]):  # Not the loss, which is there before the backward pass.
                 step_done = self._now()
             sums, outputs, seconds = self._next_step(batches, step_done)
             waiting += seconds
@@ -162,6 +167,7 @@ class Trainer:
         gradients, label_loss, regularization_loss, probabilities = self._gradients(images, labels, share)
         # A variable that the loss does not depend on has no gradient.
         variables = self._classifier.model.trainable_variables
+        has_gradient = [gradient is not None for gradient in gradients]
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         # Summed here, since Keras clips before it sums. It then sums once more: each replica gives its part of the sum.
         # The losses and the request to stop are summed too, so that all workers go on or end at the same step.
@@ -170,13 +176,15 @@ class Trainer:
         *gradients, label_loss, regularization_loss, stop = replicas.all_reduce(
             tf.distribute.ReduceOp.SUM, [*(gradient for gradient, _ in pairs), *others]
         )
-        norm = tf.linalg.global_norm(gradients)
+        halves = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # As tf.linalg.global_norm does.
+        norm, norms = tf.sqrt(2.0 * tf.reduce_sum(halves)), tf.sqrt(2.0 * halves)
         if self._scales_loss:
-            norm /= self._optimizer.dynamic_scale
+            norm, norms = norm / self._optimizer.dynamic_scale, norms / self._optimizer.dynamic_scale
         gradients = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply_gradients(zip(gradients, [variable for _, variable in pairs], strict=True))
-        sums = {"label_loss": label_loss, "regularization_loss": regularization_loss, "norm": norm, "stop": stop}
-        return sums, (images, probabilities, labels)
+        norms = tf.scatter_nd(np.flatnonzero(has_gradient)[:, np.newaxis], norms, [len(variables)])
+        losses = {"label_loss": label_loss, "regularization_loss": regularization_loss}
+        return {**losses, "norm": norm, "norms": norms, "stop": stop}, (images, probabilities, labels)
 
     def _gradients_of_batch(self, images, labels, share):
         """Gradients of this replica's part of the loss, which is the mean over the global batch."""

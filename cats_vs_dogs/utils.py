@@ -217,6 +217,21 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def upload(folder: str, target: str, last: str) -> None:
+    """Copies the files of a local folder, with those of its subfolders, to an object store.
+
+    Args:
+        folder: the local folder.
+        target: the folder on the object store. Files of the same name there are replaced.
+        last: how the names of the files end that are copied after all others, and so tell that these are there.
+    """
+    import tensorflow as tf
+
+    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    for file in sorted(files, key=lambda file: file.endswith(last)):
+        tf.io.gfile.copy(file, f"{target}/{os.path.relpath(file, folder)}", overwrite=True)
+
+
 def reason_of(error: Exception) -> str:
     """Says why TensorFlow could not read or write a file; of what Cloud Storage answers, what matters."""
     message = str(getattr(error, "message", None) or error)
@@ -309,6 +324,28 @@ def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
         raise
 
 
+def makedirs(path: str) -> None:
+    """Makes a folder and its parents if they are not there; on an object store they need not be made."""
+    import tensorflow as tf
+
+    if not is_remote(path):
+        tf.io.gfile.makedirs(path)
+
+
+def check_output(path: str, flag: str) -> None:
+    """Makes sure that a file can be written with `write_aside`, before the work for it begins. Changes nothing.
+
+    Raises:
+        UserError: if it cannot.
+    """
+
+    class Tried(Exception):
+        pass
+
+    with contextlib.suppress(Tried), write_aside(path, flag):
+        raise Tried  # So that nothing appears at `path`.
+
+
 def make_folder(path: str, flag: str) -> None:
     """Makes a folder and its parents if they are not there, and makes sure that it can be written to.
 
@@ -320,11 +357,10 @@ def make_folder(path: str, flag: str) -> None:
     if not path:
         raise UserError(f"--{flag}= is empty; name a folder")
     name, advice = f"--{flag}={path}", "name another folder"
-    if not is_remote(path):
-        try:
-            tf.io.gfile.makedirs(path)
-        except tf.errors.OpError as error:
-            raise UserError(f"{name}: cannot be written to: {error.message}; {advice}") from error
+    try:
+        makedirs(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"{name}: cannot be written to: {error.message}; {advice}") from error
     _try_writing(os.path.join(path, f".write-test-{os.getpid()}"), name, advice)
 
 

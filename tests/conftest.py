@@ -140,6 +140,15 @@ def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=
     return str(folder / f"{split}-*")
 
 
+def values_of(checkpoint):
+    """Returns all values that a checkpoint holds, by name."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(checkpoint))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The numbers that the 2017 code computed; tests/data/golden/README.md says what they are."""

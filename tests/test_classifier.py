@@ -1,10 +1,11 @@
 """A model and its loss together: mistakes in a user's loss are said at the start, in one line."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cats_vs_dogs import losses
+from cats_vs_dogs import cvd_models, losses, models
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.utils import UserError
 
@@ -23,6 +24,30 @@ def test_a_loss_with_parameters_and_its_probability(monkeypatch):
     images, labels = tf.random.stateless_uniform([5, 4, 4, 3], [1, 2]), tf.constant([[1], [0], [1], [1], [0]])
     probability, loss = classifier.evaluate_batch(images, labels)
     np.testing.assert_allclose(loss, 3 * np.mean((probability.numpy() - labels.numpy()) ** 2), rtol=1e-6)
+
+
+def test_the_mean_over_a_picture_and_its_mirror_image(monkeypatch):
+    class OwnLossModel(models.BaseModel):
+        def create_model(self, model_input, labels):
+            p = keras.layers.Dense(1, activation="sigmoid")(keras.layers.Flatten()(model_input))
+            return {"predictions": p, "loss": keras.ops.mean((p - keras.ops.cast(labels, "float32")) ** 2)}
+
+    monkeypatch.setattr(cvd_models, "OwnLossModel", OwnLossModel, raising=False)
+    images, labels = tf.random.stateless_uniform([5, 4, 4, 3], [1, 2]), tf.constant([[1], [0], [1], [1], [0]])
+    for model in ("OwnLossModel", "LogisticModel"):
+        spec = ModelSpec(model, {}, "CrossEntropyLoss", {}, 4, "area")
+        plain, flipping = Classifier(spec, 1), Classifier(spec, 1, flip_average=True)
+        ways = [plain.evaluate_batch(pictures, labels) for pictures in (images, images[:, :, ::-1])]
+        probability, loss = flipping.evaluate_batch(images, labels)
+        mean = (ways[0][0] + ways[1][0]) / 2
+        np.testing.assert_allclose(probability, mean, rtol=1e-6)
+        np.testing.assert_allclose(flipping.probability(images), mean, rtol=1e-6)
+        assert np.abs(ways[0][0] - mean).max() > 1e-3
+        # The model's own loss is averaged, too; else the loss is that of the average.
+        own = (ways[0][1] + ways[1][1]) / 2
+        of_mean = plain.loss.calculate_loss(mean, labels)
+        np.testing.assert_allclose(loss, own if model == "OwnLossModel" else of_mean, rtol=1e-6)
+        assert abs(own - of_mean) > 1e-5
 
 
 def test_rounding_does_not_make_a_probability_wrong(monkeypatch):

@@ -12,10 +12,19 @@ from cats_vs_dogs import cvd_models, models
 NUM_PARAMETERS = {
     "LogisticModel": 32 * 32 * 3 + 1,
     "MoeModel": 32 * 32 * 3 * (3 + 2) + 2,  # three gates without bias, two experts with
+    # Convolutions (stem; a block; three blocks that double the channels, with shortcut), batch norm, the last layer.
+    "ConvNetModel": 27 * 32
+    + 9 * 2 * 32**2
+    + (2 + 9 * (2 + 4)) * (32**2 + 64**2 + 128**2)
+    + 4 * (3 * 32 + 3 * (64 + 128 + 256))
+    + 257,
+    "PretrainedModel": 3228864 + 1024 + 1,  # of MobileNet, as Keras' documentation has it, and of the last layer
 }
+PARAMS = {"PretrainedModel": {"backbone": "MobileNet", "weights": None}}
 
 
 def build(name, image_size=32, output_layer="probability", **params):
+    params = PARAMS.get(name, {}) | params
     return models.build_model(getattr(cvd_models, name)(), image_size, 2, output_layer, params)
 
 
@@ -57,8 +66,21 @@ def test_moe_model_is_a_mixture_with_a_dummy_expert():
 @pytest.mark.parametrize("name", NUM_PARAMETERS)
 @pytest.mark.parametrize(("output_layer", "columns"), [("probability", 1), ("score", 1), ("logits", 2)])
 def test_kinds_of_output(name, output_layer, columns):
-    predictions = build(name, image_size=4, output_layer=output_layer).network(tf.zeros([3, 4, 4, 3]))
+    predictions = build(name, output_layer=output_layer).network(tf.zeros([3, 32, 32, 3]))
     assert predictions.shape == (3, columns)
+
+
+@pytest.mark.parametrize("image_size", [32, 33, 64])
+def test_conv_net_takes_any_size_and_can_be_wider_and_deeper(image_size):
+    images = tf.random.stateless_uniform([2, image_size, image_size, 3], [1, 2], -1, 1)
+    predictions = build("ConvNetModel", image_size, filters=4, num_blocks=2).network(images)
+    assert predictions.shape == (2, 1) and np.all((predictions > 0) & (predictions < 1))
+    shapes = [
+        layer.output.shape
+        for layer in build("ConvNetModel", 64, filters=4).network.layers
+        if layer.name.startswith("add")
+    ]
+    assert shapes == [(None, 16, 16, 4), (None, 8, 8, 8), (None, 4, 4, 16), (None, 2, 2, 32)]
 
 
 def test_kinds_of_output_of_the_mixture_agree():

@@ -27,12 +27,12 @@ CODE = """
     with cluster.strategy.scope():
         classifier = Classifier(ModelSpec("MoeModel", {}, "CrossEntropyLoss", {}, 8, "area"))
         rate = optimizers.LearningRate(0.05, 16, "constant")
-        optimizer = optimizers.make_optimizer("MomentumOptimizer", rate, 0.5 / num_devices)
-        optimizer.build(classifier.model.trainable_variables)
+        variables = classifier.model.trainable_variables
+        optimizer = optimizers.make_optimizer("MomentumOptimizer", rate, variables, 0.5 / num_devices)
     trainer = Trainer(classifier, optimizer, cluster.strategy, regularization_penalty=1.0, jit_compile=False)
-    shards = readers.Shards({path: tfrecords.count_records(path) for path in paths})
+    shards = readers.Shards({path: tfrecords.scan(path).count for path in paths})
     reader = readers.get_reader(True, 8, "area")
-    replicas = {"num_replicas": num_devices, "replicas": cluster.replicas}
+    replicas = {"num_replicas": num_devices, "replicas": cluster.replicas, "augment": "flip_crop_colour"}
     batches = iter(cluster.distribute(readers.make_training_dataset(reader, shards, 16, 5, 3, **replicas)))
     losses, seen = [], []
     for _ in range(15):
@@ -40,6 +40,7 @@ CODE = """
         losses.append(outputs.label_loss + outputs.regularization_loss)
         seen.append(sum(len(labels) for labels in outputs.labels))
     weights = [weight.numpy().ravel() for weight in classifier.model.weights]
+    classifier.flip_average = True
     batches = readers.make_dataset(reader, shards, 20)  # The last one has one example.
     metrics = Evaluator(classifier, cluster, batches, tf.summary.create_noop_writer(), True).evaluate(step=15)
     batches = readers.make_dataset(readers.get_reader(False, 8, "area"), shards, 20)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, jpeg, write_shards
+from conftest import REPOSITORY, jpeg, values_of, write_shards
 
 SCRIPTS = ("train", "eval", "inference", "export_model")
 
@@ -44,9 +44,7 @@ def rows_of(path):
 
 def weights_of(train_dir):
     path = tf.train.latest_checkpoint(str(train_dir))
-    reader = tf.train.load_checkpoint(path)
-    values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    return path, {name: value for name, value in values.items() if "OBJECT_GRAPH" not in name}
+    return path, values_of(path)
 
 
 def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
@@ -61,6 +59,8 @@ def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
     metrics = json.loads((tmp_path / "eval" / "metrics-40.json").read_text())
     assert "epoch/eval number 40 | Avg_Hit@1: " in said
     assert 0.6 < metrics["avg_hit_at_one"] < 0.95
+    assert f"\naccuracy                    {metrics['avg_hit_at_one']:.4f}\n" in said
+    assert f"The worst of {round(500 * (1 - metrics['avg_hit_at_one']))} mistakes:\n" in said
     said = run_script("inference", train_dir).stderr
     assert "num examples processed: " in said
     rows = rows_of(tmp_path / "predictions.csv")
@@ -72,7 +72,7 @@ def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
 def test_what_training_leaves_behind(trained):
     names = {path.name.split(".out.")[0] for path in trained.iterdir()}
     files = {"model_flags.json", "run.json", "checkpoint", "model.ckpt-20.index", "model.ckpt-20.data-00000-of-00001"}
-    assert names == files | {"events", "export"}
+    assert names == files | {"events", "export", "metrics.jsonl"}
     assert [path.name for path in (trained / "export").iterdir()] == ["step_20"]
     run = json.loads((trained / "run.json").read_text())
     assert run["parameters"] == 3073
@@ -90,11 +90,15 @@ def test_summaries_have_the_tags_of_2017(run_script, shards, trained, tmp_path):
     tags = set(EventAccumulator(str(tmp_path / "model" / "eval")).Reload().Tags()["tensors"])
     assert tags >= {f"Epoch/Eval_{name}" for name in ("Avg_Hit@1", "Avg_Perr", "Avg_Loss", "MAP", "GAP")}
     assert tags >= {f"GlobalStep/Eval_{name}" for name in ("Hit@1", "Perr", "Loss", "Example_Second")}
+    compared = {"Compare/accuracy", "Compare/loss"}
+    pictures = {"figures/confusion_matrix", "figures/roc_curve", "photos/confident_mistakes", "photos/least_sure"}
+    assert tags >= compared | pictures | {"pr_curve"}
 
     events = EventAccumulator(str(trained)).Reload()
     tags = set(events.Tags()["tensors"])
     scalars = {"model/Training_Hit@1", "model/Training_Perr", "model/Training_GAP", "global_step/Examples/Second"}
     assert tags >= scalars | {"label_loss", "reg_loss", "learning_rate"}
+    assert tags >= compared | {"gradient_norms_log10", "photos/training", "flags", "_hparams_/session_start_info"}
     assert {"model/input_raw", "dense/kernel", "dense/bias"} <= tags
     assert [event.step for event in events.Tensors("label_loss")] == [10, 20]
 
@@ -200,7 +204,9 @@ def test_with_and_without_cache_the_same_weights(run_script, shards, tmp_path, t
     assert "Cache: " not in said and "Waiting for data: " in said
     # The log is the same too, but for times.
     both = (trained_with_cache.stderr, trained_without.stderr)
-    once, twice = (re.findall(r"^training step (\d+) (.*)Examples/sec: [.\d]+ (.*GAP.*\d) ", log, re.M) for log in both)
+    once, twice = (
+        re.findall(r"^training step (\d+) (.*)Examples/sec: [.\d]+ (.*GAP.*) \| \d+:.* left", log, re.M) for log in both
+    )
     assert len(once) == 2 and once == twice
     (_, with_cache), (_, without) = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
     for name, value in with_cache.items():

@@ -77,12 +77,61 @@ def test_accumulated_batches_equal_one_batch():
         batch = pieces.accumulate(probabilities[start:stop], labels[start:stop], 0.5)
     assert batch["hit_at_one"] == eval_util.calculate_hit_at_one(probabilities[200:], labels[200:])
     expected, found = whole.get(), pieces.get()
-    assert found.pop("confusion") == expected.pop("confusion")
+    for key in ("confusion", "precision", "recall", "f1"):
+        assert found.pop(key) == expected.pop(key)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-12)
     pieces.clear()
     with pytest.raises(ValueError, match="Nothing"):
         pieces.get()
+
+
+def test_precision_recall_and_f1_by_hand():
+    # Of 10 cats 8 are called cats; of 20 dogs 15 are called dogs.
+    confusion = {"cats_as_cats": 8, "cats_as_dogs": 2, "dogs_as_cats": 5, "dogs_as_dogs": 15}
+    found = eval_util.calculate_precision_recall_f1(confusion)
+    assert found["precision"] == pytest.approx({"cat": 8 / 13, "dog": 15 / 17})
+    assert found["recall"] == pytest.approx({"cat": 0.8, "dog": 0.75})
+    for animal, f1 in found["f1"].items():
+        precision, recall = found["precision"][animal], found["recall"][animal]
+        assert f1 == pytest.approx(2 * precision * recall / (precision + recall))
+    only_dogs = {"cats_as_cats": 0, "cats_as_dogs": 0, "dogs_as_cats": 0, "dogs_as_dogs": 3}
+    nothing, everything = {"cat": 0.0, "dog": 1.0}, eval_util.calculate_precision_recall_f1(only_dogs)
+    assert everything == {"precision": nothing, "recall": nothing, "f1": nothing}
+
+
+def test_ece_by_hand():
+    # Five bins. (0.6, 0.8]: two answers of confidence 0.7 and 0.8 (a cat: 1 - 0.2), one right; (0.8, 1]: 0.9, right.
+    probabilities, labels = column(0.7, 0.2, 0.9), column(1, 1, 1)
+    expected = 2 / 3 * abs(1 / 2 - 0.75) + 1 / 3 * abs(1 - 0.9)
+    assert eval_util.calculate_ece(probabilities, labels, num_bins=5) == pytest.approx(expected)
+    assert eval_util.calculate_ece(column(0.0, 1.0), column(0, 1)) == 0.0
+    assert eval_util.calculate_ece(column(0.0, 1.0), column(1, 0)) == 1.0
+    assert eval_util.calculate_ece(column(0.5), column(0)) == 0.5  # A cat, as everywhere.
+
+
+def test_ece_by_a_loop_over_bins():
+    rng = np.random.default_rng(2)
+    probabilities, labels = rng.random((400, 1)).astype(np.float32), rng.integers(0, 2, (400, 1))
+    dog = probabilities[:, 0].astype(np.float64)
+    confidence, right = np.maximum(dog, 1 - dog), (dog > 0.5) == (labels[:, 0] == 1)
+    expected = 0.0
+    for m in range(1, 16):
+        members = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        if members.any():
+            expected += members.mean() * abs(right[members].mean() - confidence[members].mean())
+    assert eval_util.calculate_ece(probabilities, labels) == pytest.approx(expected)
+
+
+def test_the_surest_mistakes_first():
+    probabilities, labels = column(0.9, 0.9, 0.6, 0.1, 0.5, 0.2, 0.9), column(0, 1, 0, 1, 1, 0, 0)
+    assert eval_util.worst_mistakes(probabilities, labels).tolist() == [0, 3, 6, 2, 4]  # Ties in their order.
+    metrics = eval_util.EvaluationMetrics(2, 2)
+    for part in (slice(0, 4), slice(4, 7)):
+        ids = np.array([b"0", b"1", b"2", b"3", b"4", b"5", b"6"], object)[part]
+        metrics.accumulate(probabilities[part], labels[part], 0.5, ids)
+    expected = [(b"0", 0, 0.9), (b"3", 1, 0.1), (b"6", 0, 0.9), (b"2", 0, 0.6), (b"4", 1, 0.5)]
+    assert metrics.mistakes() == expected
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, np.nan, np.inf])

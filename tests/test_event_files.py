@@ -19,7 +19,7 @@ def write(folder, steps):
             tf.summary.histogram("kernel", [1.0, 2.0], step=step)
 
 
-@pytest.mark.parametrize("last_step", [0, 15, 40])
+@pytest.mark.parametrize("last_step", [-1, 0, 15, 40])
 def test_later_steps_are_taken_back(tmp_path, last_step):
     write(tmp_path, [10, 20, 30])
     write(tmp_path, [40, 50])
@@ -27,6 +27,7 @@ def test_later_steps_are_taken_back(tmp_path, last_step):
     event_files.cut(str(tmp_path), last_step)
     kept = [step for step in (10, 20, 30, 40) if step <= last_step]
     assert steps_in(tmp_path) == ({"loss": kept, "kernel": kept} if kept else {})
+    assert len(list(tmp_path.glob("events*"))) == (0 if last_step < 0 else 2)  # What is empty is removed.
     write(tmp_path, [99])
     assert steps_in(tmp_path)["loss"] == [*kept, 99]
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import sys
 import types
 
 import pytest
@@ -28,7 +29,7 @@ def infer(train_dir, tmp_path, monkeypatch):
     def run(pattern, bad_examples="fail"):
         output = tmp_path / "out.csv"
         names = {"train_dir": train_dir, "output_file": str(output), "input_data_pattern": str(tmp_path / pattern)}
-        others = {"output_column": "probability", "batch_size": 3, "bad_examples": bad_examples}
+        others = {"output_column": "probability", "batch_size": 3, "bad_examples": bad_examples, "flip_average": False}
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()
         listed = tmp_path / "out.csv.bad_examples.csv"
@@ -107,6 +108,27 @@ def test_pictures(infer, tmp_path, caplog):
     with pytest.raises(UserError, match="^3 of 5 records cannot be read, more than half; the first: .*/1.jpg"):
         infer("*.jpg", "skip")
     assert len(rows_of(tmp_path / "out.csv")) == 3
+
+
+def test_pictures_are_shown_as_a_table_on_a_terminal(infer, tmp_path, capsys, monkeypatch):
+    for i in range(53):
+        (tmp_path / f"{i:02}.jpg").write_bytes(jpeg(seed=i))
+    infer("*.jpg")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    rows, _ = infer("*.jpg")
+    lines = capsys.readouterr().out.splitlines()
+    dogs = [float(row[1]) for row in rows]
+    assert lines[0].split() == ["file", "probability"]
+    for line, row, dog in zip(lines[1:51], rows, dogs, strict=False):
+        name, animal, probability = line.split()
+        assert (name, animal) == (row[0], "dog" if dog > 0.5 else "cat")
+        assert float(probability) == pytest.approx(max(dog, 1 - dog), abs=1e-4)
+    num_dogs = sum(dog > 0.5 for dog in dogs)
+    assert lines[51:] == [f"... and 3 more in {tmp_path}/out.csv", f"{53 - num_dogs} cats, {num_dogs} dogs"]
+    write_test_shards(tmp_path / "in", ["a", "b"])
+    infer("in/*")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_shard_that_begins_like_a_picture(infer, tmp_path):

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from conftest import REPOSITORY, write_shards
+from conftest import REPOSITORY, values_of, write_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cats_vs_dogs.interruption import StopRequest
 
 DRIVER = Path(__file__).resolve().parent / "killed_train.py"
-TIMES = {"global_step/Examples/Second", "global_step/Waiting_For_Data"}  # The only figures that may differ.
+# The only summaries that may differ: times, and the flags with the name of the folder.
+OF_THIS_RUN = {"global_step/Examples/Second", "global_step/Waiting_For_Data", "flags"}
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +39,22 @@ def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices
     return process.stderr
 
 
-def values_of(checkpoint):
-    reader = tf.train.load_checkpoint(str(checkpoint))
-    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
-    return {name: reader.get_tensor(name) for name in names}
-
-
 def summaries_of(folder):
-    """What TensorBoard shows: for each tag the steps, and what was written, but for times."""
+    """What TensorBoard shows: for each tag the steps, and what was written, but for times and flags."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     shown = {}
     for tag in events.Tags()["tensors"]:
         found = events.Tensors(tag)
-        values = [] if tag in TIMES else [event.tensor_proto.SerializeToString() for event in found]
+        values = [] if tag in OF_THIS_RUN else [event.tensor_proto.SerializeToString() for event in found]
         shown[tag] = [event.step for event in found], values
     return shown
+
+
+def rows_of(train_dir):
+    """The rows of metrics.jsonl, without times."""
+    rows = [json.loads(line) for line in (train_dir / "metrics.jsonl").read_text().splitlines()]
+    times = {"time", "examples_per_second", "waiting_for_data"}
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
 def assert_same_result(train_dir, reference):
@@ -66,6 +67,7 @@ def assert_same_result(train_dir, reference):
         assert shown.keys() == expected.keys()
         for tag in shown:
             assert shown[tag] == expected[tag], tag
+    assert rows_of(train_dir) == rows_of(reference)
     for pattern in ("export/*", "best/*", "eval/metrics-*"):
         names = {path.name for path in train_dir.glob(pattern)}
         assert names == {path.name for path in reference.glob(pattern)}
@@ -92,6 +94,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
     else:
         flags += ["--log_steps=3", "--export_model_steps=8", "--save_checkpoint_secs=0"]
         flags += [f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=5"]
+        flags += ["--augment=flip_crop_colour", "--optimizer=AdamW", '--optimizer_params={"weight_decay": 0.1}']
     train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices)
     resumed_at = []
     for i, (kill, count) in enumerate([*KILLS[kills], (None, 1)]):
@@ -102,6 +105,10 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
         assert "WARNING: " not in said.replace("WARNING: All log messages", "")
     assert resumed_at == {"often": ["3", "7", "9", "15"], "each epoch": ["4", "8", "8", "16"]}[kills]
     assert_same_result(tmp_path / "killed", tmp_path / "whole")
+    steps = [(row["kind"], row["step"]) for row in rows_of(tmp_path / "whole")]
+    assert [step for kind, step in steps if kind == "training"] == [3, 6, 9, 12, 15, 18, 20]
+    evaluated = [4, 8, 12, 16, 20] if kills == "each epoch" else []
+    assert [step for kind, step in steps if kind == "evaluation"] == evaluated
 
 
 def start(shards, train_dir, *flags):

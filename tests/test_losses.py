@@ -34,6 +34,29 @@ def test_by_hand():
     assert float(softmax) == pytest.approx(-np.mean(np.log([0.75, 0.5])), abs=1e-6)
 
 
+def test_label_smoothing_and_class_weights_by_hand():
+    labels, probabilities = tf.constant([[1], [0]]), tf.constant([[0.8], [0.4]])
+    smooth = losses.CrossEntropyLoss().calculate_loss(probabilities, labels, label_smoothing=0.2)
+    dog, cat = 0.9 * np.log(0.8) + 0.1 * np.log(0.2), 0.9 * np.log(0.6) + 0.1 * np.log(0.4)
+    assert float(smooth) == pytest.approx(-(dog + cat) / 2, abs=1e-4)
+    weighted = losses.CrossEntropyLoss().calculate_loss(probabilities, labels, class_weights=[0.5, 3.0])
+    assert float(weighted) == pytest.approx(-(3.0 * np.log(0.8) + 0.5 * np.log(0.6)) / 2, abs=1e-4)
+
+    logits = tf.math.log(tf.concat([1 - probabilities, probabilities], axis=1))  # The same, through a softmax.
+    for params, expected in (({"label_smoothing": 0.2}, smooth), ({"class_weights": [0.5, 3.0]}, weighted)):
+        value = losses.SoftmaxLoss().calculate_loss(logits, labels, **params)
+        assert float(value) == pytest.approx(float(expected), abs=1e-4)
+    hinge = losses.HingeLoss().calculate_loss(tf.constant([[0.25], [0.5]]), labels, class_weights=[0.5, 3.0])
+    assert float(hinge) == pytest.approx((3.0 * 0.75 + 0.5 * 1.5) / 2)
+
+
+@pytest.mark.parametrize("params", [{"label_smoothing": 1.5}, {"class_weights": 3.0}, {"class_weights": [1.0, -1.0]}])
+def test_wrong_parameters_are_named(params):
+    (name,) = params
+    with pytest.raises(UserError, match=f'--loss_params: "{name}" must be '):
+        losses.CrossEntropyLoss().calculate_loss(tf.constant([[0.8]]), tf.constant([[1]]), **params)
+
+
 def test_one_column_of_labels_is_made_one_hot_for_two_columns_of_predictions(golden):
     logits, one_hot = tf.constant(golden["loss_logits"]), golden["loss_one_hot"]
     value = losses.SoftmaxLoss().calculate_loss(logits, tf.constant(one_hot[:, 1:]))

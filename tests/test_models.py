@@ -30,8 +30,8 @@ def test_a_plain_model():
 
 
 def test_labels_own_loss_and_regularization_loss():
-    def create_model(self, model_input, num_classes, labels, output_layer, scale=1.0, **params):
-        assert (num_classes, output_layer, params) == (2, "probability", {"other": 3})
+    def create_model(self, model_input, num_classes, labels, output_layer, is_new, scale=1.0, **params):
+        assert (num_classes, output_layer, is_new, params) == (2, "probability", False, {"other": 3})
         net = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(flat(model_input)))
         predictions = keras.layers.Dense(1, "sigmoid", kernel_regularizer="l2")(net)
         error = predictions - ops.cast(labels, "float32")
@@ -110,6 +110,14 @@ def test_an_error_in_the_users_own_code_is_said_in_one_line_with_its_place():
     with pytest.raises(
         UserError, match=r"MyModel.create_model failed: ValueError: mine \(test_models.py line \d+: raise"
     ):
+        build(create_model)
+
+
+def test_a_line_for_the_user_stays_as_it_is():
+    def create_model(self, model_input):
+        raise UserError("--model_params: filters=0: must be at least 1")
+
+    with pytest.raises(UserError, match="^--model_params: filters=0: must be at least 1$"):
         build(create_model)
 
 

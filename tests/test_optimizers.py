@@ -1,10 +1,17 @@
 """Optimizers by name, and the learning rate of a step."""
 
+import re
+
+import keras
 import numpy as np
 import pytest
 
 from cats_vs_dogs.optimizers import LearningRate, make_optimizer
 from cats_vs_dogs.utils import UserError
+
+
+def variables():
+    return [keras.Variable(np.ones(shape, np.float32)) for shape in ((2, 2), (2,))]
 
 
 @pytest.mark.parametrize(
@@ -22,18 +29,45 @@ from cats_vs_dogs.utils import UserError
     ],
 )
 def test_names_of_2017_and_of_keras(name, keras_name):
-    optimizer = make_optimizer(name, LearningRate(0.01, 512))
+    optimizer = make_optimizer(name, LearningRate(0.01, 512), variables())
     assert type(optimizer).__name__ == keras_name
 
 
 def test_defaults_of_2017():
-    assert make_optimizer("AdamOptimizer", LearningRate(0.01, 512)).epsilon == 1e-8
-    assert make_optimizer("MomentumOptimizer", LearningRate(0.01, 512)).momentum == 0.9
+    assert make_optimizer("AdamOptimizer", LearningRate(0.01, 512), variables()).epsilon == 1e-8
+    assert make_optimizer("MomentumOptimizer", LearningRate(0.01, 512), variables()).momentum == 0.9
 
 
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UserError, match="--optimizer=adamoptimiser: .* did you mean AdamOptimizer"):
-        make_optimizer("adamoptimiser", LearningRate(0.01, 512))
+        make_optimizer("adamoptimiser", LearningRate(0.01, 512), variables())
+
+
+def test_weight_decay_leaves_biases_alone():
+    kernel, bias = variables()
+    params = {"weight_decay": 0.5}
+    optimizer = make_optimizer("AdamW", LearningRate(0.1, 512, "constant"), [kernel, bias], params=params)
+    optimizer.apply_gradients([(np.zeros((2, 2), np.float32), kernel), (np.zeros(2, np.float32), bias)])
+    np.testing.assert_allclose(kernel, np.full((2, 2), 1 - 0.1 * 0.5), rtol=1e-6)
+    np.testing.assert_array_equal(bias, [1, 1])
+    assert make_optimizer("AdamOptimizer", LearningRate(0.1, 512), variables(), params={"epsilon": 0.5}).epsilon == 0.5
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"momentun": 0.9},
+            '--optimizer_params: SGD has no parameter "momentun"; it takes: momentum, nesterov, weight_d',
+        ),
+        ({"learning_rate": 0.9}, '--optimizer_params: SGD has no parameter "learning_rate"'),  # It has a flag.
+        ({"momentum": 2}, '--optimizer_params={"momentum": 2}: '),
+        ({"weight_decay": "much"}, '--optimizer_params: "weight_decay" must be a number, true or false; got "much"'),
+    ],
+)
+def test_wrong_parameters_get_one_line(params, message):
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        make_optimizer("SGD", LearningRate(0.01, 512), variables(), params=params)
 
 
 def test_exponential_is_a_staircase_in_examples():

@@ -97,7 +97,7 @@ def test_dataset_in_order(tmp_path):
 
 
 def shards_of(pattern):
-    return readers.Shards({path: tfrecords.count_records(path) for path in files_of(pattern)})
+    return readers.Shards({path: tfrecords.scan(path).count for path in files_of(pattern)})
 
 
 def pictures_of(files):

@@ -1,15 +1,18 @@
 """The training step against the 2017 graph, its loop, and what train_dir may hold."""
 
+import json
 import signal
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import checkpoints, distribution, optimizers, train
+from cats_vs_dogs import trainer as trainer_module
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.interruption import StopRequest
-from cats_vs_dogs.trainer import Trainer
+from cats_vs_dogs.trainer import StepOutputs, Trainer
 from cats_vs_dogs.utils import UserError
 
 
@@ -26,8 +29,9 @@ def spec(**changes):
 
 
 def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False):
-    optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate, clip_gradient_norm)
-    optimizer.build(classifier.model.trainable_variables)
+    optimizer = optimizers.make_optimizer(
+        "AdamOptimizer", learning_rate, classifier.model.trainable_variables, clip_gradient_norm
+    )
     return Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, jit_compile)
 
 
@@ -70,14 +74,37 @@ def test_gradients_are_clipped_variable_by_variable():
     for norm in (0.0, 1e-3):
         classifier = Classifier(spec())
         before = [weight.numpy() for weight in classifier.model.weights]
-        optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(1.0, 16, "constant"), norm)
-        optimizer.build(classifier.model.trainable_variables)
+        optimizer = optimizers.make_optimizer(
+            "SGD", optimizers.LearningRate(1.0, 16, "constant"), classifier.model.trainable_variables, norm
+        )
         trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 0.0, False)
         trainer.run_steps(random_batches(1), 1)
         changes[norm] = [w.numpy() - b for w, b in zip(classifier.model.weights, before, strict=True)]
     for free, clipped in zip(changes[0.0], changes[1e-3], strict=True):
         assert np.linalg.norm(clipped) == pytest.approx(1e-3, rel=1e-3)
         np.testing.assert_allclose(clipped, free * 1e-3 / np.linalg.norm(free), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_norm_of_each_gradient(jit_compile):
+    classifier = Classifier(spec())
+    (images, labels, _), *_ = random_batches(1)
+    with tf.GradientTape() as tape:
+        outputs = classifier.model(train.readers.scale_images(images), labels, training=True)
+        loss = classifier.label_loss(outputs, labels)
+    kernel, bias = (np.linalg.norm(g) for g in tape.gradient(loss, [w.value for w in classifier.model.weights]))
+    trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 16), jit_compile=jit_compile)
+    outputs = trainer.run_steps(random_batches(1), 1)
+    assert list(outputs.gradient_norms) == [weight.path for weight in classifier.model.weights]
+    assert list(outputs.gradient_norms.values()) == pytest.approx([kernel, bias], rel=1e-4)
+    assert outputs.gradient_norm == pytest.approx(np.hypot(kernel, bias), rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    norms = {"first/kernel": float("inf"), "last/kernel": 1.0}
+    outputs = trainer_module.StepOutputs(1, False, 1.0, float("inf"), norms, 0.5, 0.0, [], [], [])
+    with pytest.raises(UserError, match=r"\(not finite for first/kernel\), the learning rate"):
+        train.check_finite(8, outputs, lambda step: 0.25)
 
 
 def test_xla_gives_the_same():
@@ -95,6 +122,39 @@ def test_same_seed_same_weights():
     first, same, other = (Classifier(spec(), seed).model.weights[0].numpy() for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, same)
     assert not np.array_equal(first, other)
+
+
+def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    plan = train.Plan(num_examples=1000, batch_size=100, num_epochs=90, max_steps=None)
+    report = train.Report(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan)
+    columns = [tf.constant([[0.75], [0.375]])], [tf.constant([[1], [1]])]
+    outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 0.84, 0.01, [], *columns)
+    report.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
+    # The clock did not tick; of two steps each takes as long as lately.
+    report.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
+    first, second = caplog.messages
+    assert first == (
+        "training step 20 | Loss: 0.84 Examples/sec: 100.00 | Hit@1: 0.50 PERR: 0.50 GAP: 0.83 | "
+        "Epoch: 2/90 (2%) LR: 0.001 | 0:14:40 left | Waiting for data: 25%"
+    )
+    assert "| Epoch: 3/90 (2%) LR: 0.000952 | 0:00:00 left | Waiting for data: 0%" in second
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert {**row, "time": 0, "learning_rate": round(row["learning_rate"], 9), "gap": round(row["gap"], 2)} == {
+        "kind": "training",
+        "step": 20,
+        "epoch": 2,
+        "label_loss": 0.84,
+        "regularization_loss": 0.01,
+        "gradient_norm": 1.5,
+        "accuracy": 0.5,
+        "perr": 0.5,
+        "gap": 0.83,
+        "learning_rate": 0.001,
+        "examples_per_second": 100.0,
+        "waiting_for_data": 0.25,
+        "time": 0,
+    }
 
 
 def test_nothing_due_is_passed():
@@ -140,9 +200,12 @@ def test_mixed_precision_keeps_weights_predictions_and_loss_in_float32(precision
     for name in ("float32", precision):
         classifier = Classifier(spec(model="MoeModel"), precision=name)
         optimizer = optimizers.make_optimizer(
-            "AdamOptimizer", optimizers.LearningRate(0.01, 16), 1.0, scale_loss=name == "mixed_float16"
+            "AdamOptimizer",
+            optimizers.LearningRate(0.01, 16),
+            classifier.model.trainable_variables,
+            1.0,
+            scale_loss=name == "mixed_float16",
         )
-        optimizer.build(classifier.model.trainable_variables)
         trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False)
         outputs = run_steps(trainer, random_batches(8), 8)
         assert outputs.probabilities[0].dtype == tf.float32
@@ -187,9 +250,9 @@ def test_training_stops_at_the_very_step_that_is_not_finite():
 
 def test_a_request_to_stop_ends_the_graph_between_two_steps():
     stop = StopRequest()
-    optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(0.1, 16), 1.0)
     classifier = Classifier(spec())
-    optimizer.build(classifier.model.trainable_variables)
+    variables = classifier.model.trainable_variables
+    optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(0.1, 16), variables, 1.0)
     trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False, stop=stop.is_made)
     batches = random_batches(30)
     assert run_steps(trainer, batches, 9).num_steps == 8
@@ -236,6 +299,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
 def test_steps_and_examples():
     plan = train.Plan(num_examples=21, batch_size=8, num_epochs=3, max_steps=None)
     assert (plan.steps_per_epoch, plan.total_steps) == (3, 9)
+    assert [plan.epoch_of(step) for step in range(1, 8)] == [1, 1, 1, 2, 2, 2, 3]
     assert [plan.examples_at(step) for step in range(7)] == [0, 8, 16, 21, 29, 37, 42]
     assert str(plan) == "21 examples, 9 steps = 3 epochs of 3 steps."
     assert train.Plan(21, 8, 3, max_steps=4).total_steps == 4

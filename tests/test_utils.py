@@ -76,3 +76,14 @@ def test_the_train_dir_of_a_job(monkeypatch, fails_in_one_line, tmp_path):
         monkeypatch.setenv(name, str(tmp_path))
     assert fails_in_one_line("eval", "--run_once").startswith(f"error: --train_dir={tmp_path}: holds no model")
     assert "--train_dir=/elsewhere: " in fails_in_one_line("eval", "--run_once", "--train_dir=/elsewhere")
+
+
+def test_whether_an_output_can_be_written_is_tried_without_a_trace(tmp_path):
+    utils.check_output(str(tmp_path / "out.csv"), "output_file")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out.csv").write_text("older")
+    utils.check_output(str(tmp_path / "out.csv"), "output_file")
+    assert (tmp_path / "out.csv").read_text() == "older" and len(list(tmp_path.iterdir())) == 1
+    for path, reason in ((tmp_path, "is a folder"), (tmp_path / "gone" / "out.csv", "the folder .* does not exist")):
+        with pytest.raises(UserError, match=f"^--output_file={path}: {reason}"):
+            utils.check_output(str(path), "output_file")

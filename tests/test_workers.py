@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from conftest import write_shards
+from conftest import values_of, write_shards
 
 from cats_vs_dogs import distribution
 from cats_vs_dogs.utils import UserError
 
 DRIVER = Path(__file__).resolve().parent / "killed_train.py"
 ALONE = {"kill": None, "count": 1, "num_devices": 1}
+LAST = "model.ckpt-25"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def shards(tmp_path_factory):
 
 
 class Workers:
-    """Processes of train.py that train one model in 5 epochs of 5 steps, and stop early after a few of them."""
+    """Processes of train.py, one for each plan, that train one model in 5 epochs of 5 steps unless a flag says else."""
 
     def __init__(self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief"):
         ports = free_ports(len(plans))
@@ -77,12 +77,6 @@ def free_ports(count):
     return ports
 
 
-def values_of(train_dir):
-    reader = tf.train.load_checkpoint(str(train_dir / "model.ckpt-25"))
-    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
-    return {name: reader.get_tensor(name) for name in names}
-
-
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory):
     """What two workers give that nothing happens to, and what they said."""
@@ -93,7 +87,7 @@ def whole(shards, tmp_path_factory):
 
 def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, whole, tmp_path):
     Workers(shards, tmp_path / "one", plans=[ALONE]).end(0)
-    two, one = values_of(whole[0]), values_of(tmp_path / "one")
+    two, one = values_of(whole[0] / LAST), values_of(tmp_path / "one" / LAST)
     assert two.keys() == one.keys()
     for name in two:
         if "progress" not in name:
@@ -120,17 +114,21 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
         killed, survivor = workers.processes if plans[0] is kill else workers.processes[::-1]
         rest = killed.communicate(timeout=150)[1]
         assert killed.returncode == -signal.SIGKILL, rest
-        lost = time.monotonic()
-        said = survivor.communicate(timeout=150)[1]
-        assert survivor.returncode == 1 and time.monotonic() - lost < 60
+        try:
+            said = survivor.communicate(timeout=60)[1]
+        except subprocess.TimeoutExpired:
+            survivor.kill()  # Its exit code is then -9.
+            said = survivor.communicate()[1]
+        came = f"the survivor ended with {survivor.returncode} and said:\n{said[-4000:]}"
+        assert survivor.returncode == 1, came
         last = said.strip().splitlines()[-1]
-        assert last.startswith("error: another worker of the cluster was lost (this is worker ")
-        assert "Traceback" not in said
+        assert last.startswith("error: another worker of the cluster was lost (this is worker "), came
+        assert "Traceback" not in said, came
         resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
     for said in Workers(shards, tmp_path, *flags).end(0, 0):
         resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
     assert resumed_at == ["5", "10", "10"]
-    resumed, expected = values_of(tmp_path), values_of(whole[0])
+    resumed, expected = values_of(tmp_path / LAST), values_of(whole[0] / LAST)
     for name in expected:
         np.testing.assert_array_equal(resumed[name], expected[name], err_msg=name)
 

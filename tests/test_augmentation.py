@@ -1,0 +1,70 @@
+"""Augmentation: what it does to a picture, and that it is a function of seed, step and row."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cats_vs_dogs import augmentation
+
+ROWS = tf.range(64, dtype=tf.int64)
+
+
+def augment(images, kind, seed=1, step=2, rows=None, batch_size=64):
+    rows = ROWS[: len(images)] if rows is None else rows
+    return augmentation.augment(tf.constant(images), kind, seed, tf.constant(step, tf.int64), rows, batch_size).numpy()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Each a little gradient from left to right and top to bottom, within the range in which no colour is cut off."""
+    height, width = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
+    picture = np.stack([60 + 4 * height, 60 + 4 * width, 60 + 2 * height + 2 * width], axis=2)
+    return np.repeat(picture[np.newaxis].astype(np.uint8), 64, axis=0)
+
+
+def test_flip_mirrors_about_half_and_changes_nothing_else(images):
+    np.testing.assert_array_equal(augment(images, "none"), images)
+    flipped = augment(images, "flip")
+    is_mirrored = [np.array_equal(one, images[0][:, ::-1]) for one in flipped]
+    assert 20 < sum(is_mirrored) < 44
+    assert all(
+        np.array_equal(one, images[0]) for one, mirrored in zip(flipped, is_mirrored, strict=True) if not mirrored
+    )
+
+
+@pytest.mark.parametrize("kind", augmentation.KINDS[1:])
+def test_it_is_a_function_of_seed_step_and_row(images, kind):
+    whole = augment(images, kind)
+    in_parts = [augment(images[start:end], kind, rows=ROWS[start:end]) for start, end in ((0, 1), (1, 40), (40, 64))]
+    np.testing.assert_array_equal(np.concatenate(in_parts), whole)
+    for other in ({"seed": 2}, {"step": 3}):
+        assert not np.array_equal(augment(images, kind, **other), whole)
+    in_graph = tf.function(lambda: augmentation.augment(images, kind, 1, tf.constant(2, tf.int64), ROWS, 64))
+    np.testing.assert_array_equal(in_graph(), whole)
+
+
+def test_a_crop_keeps_most_of_the_picture_and_needs_nothing_from_outside(images):
+    cropped = augment(images, "flip_crop").astype(int)
+    assert cropped.shape == images.shape
+    # The picture tells by its colours where a pixel came from: red grows by 4 a row, green by 4 a column.
+    heights = (cropped[:, -1, 0, 0] - cropped[:, 0, 0, 0]) / 60
+    widths = np.abs(cropped[:, 0, -1, 1] - cropped[:, 0, 0, 1]) / 60
+    for sides in (heights, widths):
+        assert 0.68 < sides.min() < 0.8 and 0.95 < sides.max() <= 1.0
+    assert cropped.min() >= images.min() and cropped.max() <= images.max()
+    assert len({one.tobytes() for one in cropped}) == 64
+
+
+def test_colours_change_a_little_and_the_same_for_the_whole_picture(images):
+    cropped, coloured = (augment(images, kind).astype(float) for kind in ("flip_crop", "flip_crop_colour"))
+    ratios = coloured.mean(axis=(1, 2, 3)) / cropped.mean(axis=(1, 2, 3))
+    assert 0.69 < ratios.min() < 0.8 and 1.2 < ratios.max() < 1.31
+    spread = coloured.std(axis=(1, 2, 3)) / cropped.std(axis=(1, 2, 3)) / ratios
+    assert 0.7 * 0.7 < spread.min() < 0.9 and 1.1 < spread.max() < 1.3 * 1.3  # By contrast and saturation.
+
+
+def test_floats_are_changed_like_bytes(images):
+    floats = images / np.float32(127.5) - 1
+    for kind in augmentation.KINDS:
+        expected = augment(images, kind) / np.float32(127.5) - 1
+        np.testing.assert_allclose(augment(floats, kind), expected, atol=0.5 / 127.5 + 1e-5)
