@@ -293,7 +293,10 @@ BAD_TRAINING = {
     "no such file": (["--train_data_pattern=/nowhere/*"], "--train_data_pattern=/nowhere/*: matches no file"),
     "a folder": (["--train_data_pattern={shards}"], "is a folder; write --train_data_pattern='{shards}/train-*'"),
     "unknown model": (["--model=Logistc"], "--model=Logistc: no such class in cvd_models.py; did you mean Logistic"),
-    "not a model": (["--model=ops"], "--model=ops: it is not a subclass of models.BaseModel; available: Logistic"),
+    "not a model": (
+        ["--model=ops"],
+        "--model=ops: it is not a subclass of models.BaseModel; available: ConvNetModel, Logistic",
+    ),
     "unknown loss": (["--label_loss=hingeloss"], "did you mean HingeLoss?"),
     "not a loss": (["--label_loss=UserError"], "it is not a subclass of losses.BaseLoss"),
     "unknown optimizer": (["--optimizer=Adm"], "--optimizer=Adm: no such optimizer; did you mean Adam?"),

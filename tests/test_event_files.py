@@ -8,8 +8,9 @@ from cats_vs_dogs import event_files
 
 
 def steps_in(folder):
+    """The steps of each tag, sorted: files of one second may be read in another order than they were written in."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    return {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    return {tag: sorted(event.step for event in events.Tensors(tag)) for tag in events.Tags()["tensors"]}
 
 
 def write(folder, steps):
