@@ -44,6 +44,7 @@ class Classifier:
         precision: what the layers calculate in: "float32", "mixed_bfloat16" or "mixed_float16". Weights, predictions
             and loss are float32 in any case.
         is_new: whether training starts with it; False: its weights will be restored or copied.
+        any_size: whether the model takes pictures of any size, not only of that of the spec.
         flip_average: whether `probability` and `evaluate_batch` go by the mean of what the model gives for a picture
             and for its mirror image.
 
@@ -57,6 +58,7 @@ class Classifier:
         seed: int = 0,
         precision: str = "float32",
         is_new: bool = False,
+        any_size: bool = False,
         flip_average: bool = False,
     ):
         model_class, loss_class = spec.classes()
@@ -65,8 +67,9 @@ class Classifier:
         self.spec = spec
         self.flip_average = flip_average
         self.loss = loss_class()
+        image_size = None if any_size else spec.image_size
         self.model = models.build_model(
-            model_class(), spec.image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
+            model_class(), image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
         )
         losses.check_output_layer(self.loss, spec.model, self.model.network)
         name = spec.label_loss

@@ -86,7 +86,7 @@ class BuiltModel:
 
 def build_model(
     model: BaseModel,
-    image_size: int,
+    image_size: int | None,
     num_classes: int,
     output_layer: str,
     params: dict[str, Any],
@@ -96,7 +96,7 @@ def build_model(
 
     Args:
         model: the user's model.
-        image_size: height and width of the input, pixels.
+        image_size: height and width of the input, pixels; None: any.
         num_classes: 2.
         output_layer: the kind of predictions that the loss needs.
         params: from --model_params.
@@ -106,7 +106,8 @@ def build_model(
         The built model.
 
     Raises:
-        UserError: if `create_model` uses a raw TensorFlow op on its input or returns something else than promised.
+        UserError: if `create_model` uses a raw TensorFlow op on its input, returns something else than promised, or
+            needs to know the size of its input where that may be any.
     """
     name = type(model).__name__
     if type(model).create_model is BaseModel.create_model:
@@ -122,6 +123,8 @@ def build_model(
     except Exception as error:
         if "KerasTensor" in str(error):
             raise UserError(_raw_op_message(name, error)) from error
+        if image_size is None:
+            raise UserError(_one_size_message(name, error)) from error
         raise user_code_error(f"{name}.create_model", error) from error
     _check_result(name, result, num_classes)
     predictions = _as_float32(result["predictions"])
@@ -159,6 +162,14 @@ def _raw_op_message(name: str, error: Exception) -> str:
         f"{name}.create_model applies something that is not Keras to a symbolic tensor ({place_of(error)}); use a "
         "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); the READMEs have a table: "
         "Porting a 2017 model"
+    )
+
+
+def _one_size_message(name: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    return (
+        f"--first_image_size: {name} cannot be built for pictures that grow ({reason}); leave the flag out, or have "
+        "convolutions followed by GlobalAveragePooling2D, as in ConvNetModel"
     )
 
 

@@ -289,6 +289,7 @@ def make_training_dataset(
     num_replicas: int = 1,
     replicas: range = range(1),
     augment: str = "none",
+    growth: augmentation.Growth | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of a training run, from any step on.
 
@@ -311,6 +312,7 @@ def make_training_dataset(
         num_replicas: over how many devices a batch is split.
         replicas: the numbers of those whose parts are returned.
         augment: how pictures are changed at random, one of `augmentation.KINDS`.
+        growth: how they grow while training; None: they do not.
 
     Returns:
         Of each batch the part of one replica after the other: what the reader gives, with images still uint8 (see
@@ -350,7 +352,8 @@ def make_training_dataset(
     def prepare_part(step: tf.Tensor, part: tf.Tensor, start: int = 0, share: float = 1.0) -> tuple[tf.Tensor, ...]:
         ids, images, *labels = prepare(part)
         rows = start + tf.range(tf.shape(part, tf.int64)[0])
-        return ids, augmentation.augment(images, augment, seed, step, rows, batch_size), *labels, share
+        size = growth.size_at(step) if growth else None
+        return ids, augmentation.augment(images, augment, seed, step, rows, batch_size, size), *labels, share
 
     batches = tf.data.Dataset.range(start_epoch, num_epochs).flat_map(epoch_batches).enumerate(start_step)
     if num_replicas > 1:

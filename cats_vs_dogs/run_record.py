@@ -18,6 +18,7 @@ _EXACT_FLAGS = (
     "seed",
     "num_readers",
     "augment",
+    "first_image_size",
     "bad_examples",
     "base_learning_rate",
     "learning_rate_schedule",
@@ -50,8 +51,8 @@ def warn_of_changes(train_dir: str, record: dict) -> None:
     then = utils.read_json(path)
     changes = ["other shards"] if _shards(then) != _shards(record) else []
     names = list(_EXACT_FLAGS)
-    if record["flags"]["learning_rate_schedule"] == "cosine":
-        names += ["num_epochs", "max_steps"]  # The rate comes down to 0 at the end.
+    if record["flags"]["learning_rate_schedule"] == "cosine" or record["flags"]["first_image_size"]:
+        names += ["num_epochs", "max_steps"]  # The rate comes down, or pictures grow, until the end.
     for name in names:
         before, now = then.get("flags", {}).get(name), record["flags"][name]
         if before != now:

@@ -27,6 +27,7 @@ _HYPERPARAMETERS = (
     "label_loss",
     "loss_params",
     "image_size",
+    "first_image_size",
     "augment",
     "batch_size",
     "num_epochs",

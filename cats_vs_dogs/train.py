@@ -63,6 +63,15 @@ def define_flags() -> None:
         "after each epoch, too. train_dir/best holds the model with the lowest loss. Empty: no evaluation.",
     )
     flags.DEFINE_integer("image_size", 32, "Height and width that pictures are resized to, pixels.", 1, 4096)
+    flags.DEFINE_integer(
+        "first_image_size",
+        0,
+        "Height and width of training pictures at the start, pixels; they grow by 32 at a time to image_size, each "
+        "size for half as many steps as the one before, which takes much less time. Needs a model that takes any size, "
+        "such as ConvNetModel. 0: image_size from the start.",
+        0,
+        4096,
+    )
     flags.DEFINE_enum(
         "resize_method",
         "area",
@@ -74,7 +83,7 @@ def define_flags() -> None:
         "none",
         augmentation.KINDS,
         "How training pictures are changed at random each time they are seen: flip mirrors half of them; flip_crop "
-        "also cuts out at least 70 % of each side; flip_crop_colour also changes brightness, contrast and saturation.",
+        "also cuts out at least half of each side; flip_crop_colour also changes brightness, contrast and saturation.",
     )
     flags.DEFINE_enum(
         "bad_examples",
@@ -409,7 +418,7 @@ class Evaluation:
     Args:
         reader: how to read a record.
         shards: what to evaluate on.
-        predictor: calculates in float32; perhaps the classifier that is trained.
+        predictor: calculates in float32, for pictures of one size; perhaps the classifier that is trained.
         classifier: is trained.
         progress: notes how evaluations went.
         train_dir: metrics and summaries go to its folder eval, the best model to its folder best.
@@ -650,6 +659,11 @@ def main() -> None:
     optimizers.check_name(FLAGS.optimizer)
     utils.parse_json_flag(FLAGS.optimizer_params, "optimizer_params")
     parse_profile_steps(FLAGS.profile_steps)
+    if FLAGS.first_image_size > FLAGS.image_size:
+        raise utils.UserError(
+            f"--first_image_size={FLAGS.first_image_size}: pictures grow to --image_size={FLAGS.image_size}; give a "
+            "smaller first size, or a larger image_size"
+        )
     if FLAGS.early_stop_evals and not FLAGS.eval_data_pattern:
         raise utils.UserError(f"--early_stop_evals={FLAGS.early_stop_evals}: needs --eval_data_pattern; give it")
     tf.debugging.set_log_device_placement(FLAGS.log_device_placement)
@@ -693,9 +707,12 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         FLAGS.warmup_examples,
         plan.total_steps,
     )
+    growth = None
+    if FLAGS.first_image_size:
+        growth = augmentation.Growth(FLAGS.first_image_size, FLAGS.image_size, plan.total_steps)
     is_new = FLAGS.start_new_model or checkpoints.newest_checkpoint(FLAGS.train_dir) is None
     with cluster.strategy.scope():
-        classifier = Classifier(spec, FLAGS.seed, FLAGS.precision, is_new)
+        classifier = Classifier(spec, FLAGS.seed, FLAGS.precision, is_new, any_size=growth is not None)
         optimizer = optimizers.make_optimizer(
             FLAGS.optimizer,
             learning_rate,
@@ -704,7 +721,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             scale_loss=FLAGS.precision == "mixed_float16",
             params=utils.parse_json_flag(FLAGS.optimizer_params, "optimizer_params"),
         )
-        predictor = classifier if FLAGS.precision == "float32" else Classifier(spec)
+        predictor = classifier if FLAGS.precision == "float32" and not growth else Classifier(spec)
     num_parameters = sum(math.prod(weight.shape) for weight in classifier.model.weights)
     flag_values = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
     record = run_record.make(flag_values, shards.records, num_parameters, cluster.num_replicas)
@@ -754,6 +771,8 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     logging.info("Number of training files: %d.", len(shards.files))
     logging.info("Using batch size of %d for training.", plan.batch_size)
     logging.info(str(plan))
+    if growth:
+        logging.info(f"Training pictures grow: {growth}.")
     if eval_shards:
         logging.info("Evaluating on %d examples while training.", eval_shards.num_examples)
     logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
@@ -797,6 +816,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             cluster.num_replicas,
             cluster.replicas,
             FLAGS.augment,
+            growth,
         )
         # Inside of named_errors, which would look for a bad record in all shards when a worker is lost.
         with stop.listening(), cluster.named_losses():

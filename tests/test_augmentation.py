@@ -9,9 +9,11 @@ from cats_vs_dogs import augmentation
 ROWS = tf.range(64, dtype=tf.int64)
 
 
-def augment(images, kind, seed=1, step=2, rows=None, batch_size=64):
+def augment(images, kind, seed=1, step=2, rows=None, batch_size=64, size=None):
     rows = ROWS[: len(images)] if rows is None else rows
-    return augmentation.augment(tf.constant(images), kind, seed, tf.constant(step, tf.int64), rows, batch_size).numpy()
+    return augmentation.augment(
+        tf.constant(images), kind, seed, tf.constant(step, tf.int64), rows, batch_size, size
+    ).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,14 @@ def test_it_is_a_function_of_seed_step_and_row(images, kind):
     np.testing.assert_array_equal(in_graph(), whole)
 
 
-def test_a_crop_keeps_most_of_the_picture_and_needs_nothing_from_outside(images):
+def test_a_crop_keeps_half_of_each_side_of_the_picture_and_needs_nothing_from_outside(images):
     cropped = augment(images, "flip_crop").astype(int)
     assert cropped.shape == images.shape
     # The picture tells by its colours where a pixel came from: red grows by 4 a row, green by 4 a column.
     heights = (cropped[:, -1, 0, 0] - cropped[:, 0, 0, 0]) / 60
     widths = np.abs(cropped[:, 0, -1, 1] - cropped[:, 0, 0, 1]) / 60
     for sides in (heights, widths):
-        assert 0.68 < sides.min() < 0.8 and 0.95 < sides.max() <= 1.0
+        assert 0.48 < sides.min() < 0.7 and 0.95 < sides.max() <= 1.0
     assert cropped.min() >= images.min() and cropped.max() <= images.max()
     assert len({one.tobytes() for one in cropped}) == 64
 
@@ -68,3 +70,27 @@ def test_floats_are_changed_like_bytes(images):
     for kind in augmentation.KINDS:
         expected = augment(images, kind) / np.float32(127.5) - 1
         np.testing.assert_allclose(augment(floats, kind), expected, atol=0.5 / 127.5 + 1e-5)
+
+
+def test_growth_by_hand():
+    growth = augmentation.Growth(64, 128, total_steps=700)  # 400 + 200 + 100 steps
+    assert growth.stages() == [(64, 400), (96, 600), (128, 700)]
+    assert str(growth) == "64 pixels until step 400, 96 pixels until step 600, then 128"
+    steps = {0: 64, 399: 64, 400: 96, 599: 96, 600: 128, 699: 128, 700: 128}
+    assert {step: int(growth.size_at(tf.constant(step, tf.int64))) for step in steps} == steps
+    assert augmentation.Growth(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
+    assert augmentation.Growth(64, 64, total_steps=9).stages() == [(64, 9)]
+    assert int(augmentation.Growth(64, 64, 9).size_at(tf.constant(8, tf.int64))) == 64
+
+
+@pytest.mark.parametrize("kind", augmentation.KINDS)
+def test_pictures_come_in_the_size_asked_for(images, kind):
+    small = augment(images, kind, size=8)
+    assert small.shape == (64, 8, 8, 3) and small.dtype == np.uint8
+    np.testing.assert_array_equal(augment(images, kind, size=tf.constant(8)), small)
+    if kind == "none":  # The mean of four pixels each.
+        means = images.reshape(64, 8, 2, 8, 2, 3).mean(axis=(2, 4))
+        np.testing.assert_allclose(small, means, atol=0.5)
+    # The same part of the picture: the mean is that of the picture in its own size, nearly.
+    whole = augment(images, kind).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(small.mean(axis=(1, 2, 3)), whole, rtol=0.03)

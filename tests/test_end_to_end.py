@@ -309,6 +309,8 @@ BAD_TRAINING = {
     "no number": (["--batch_size=many"], "--batch_size=many"),
     "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
+    "shrinks": (["--first_image_size=64"], "--first_image_size=64: pictures grow to --image_size=32; give a smaller"),
+    "grows": (["--first_image_size=16"], "--first_image_size: LogisticModel cannot be built for pictures that grow"),
     "schedule": (["--learning_rate_schedule=cosin"], "should be one of <exponential|cosine|constant>"),
     "no JSON": (["--model_params={{num_mixtures: 4"], "--model_params={{num_mixtures: 4: not JSON"),
     "no object": (["--model_params=4"], "--model_params=4: expected a JSON object"),

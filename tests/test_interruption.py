@@ -89,6 +89,8 @@ KILLS = {
 )
 def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices, kills):
     flags = [f"--model={model}", "--keep_checkpoints=2"]
+    if model == "NoisyModel":
+        flags += ["--first_image_size=8"]  # Until step 13 of 20.
     if kills == "often":
         flags += ["--log_steps=3", "--export_model_steps=7", "--save_checkpoint_secs=0.000001"]
     else:
