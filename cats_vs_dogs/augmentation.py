@@ -50,6 +50,19 @@ class Growth:
         sizes, ends = zip(*self.stages(), strict=True)
         return tf.constant(sizes)[tf.reduce_sum(tf.cast(step >= tf.constant(ends[:-1], tf.int64), tf.int32))]
 
+    def steps_left(self, step: int) -> float:
+        """Returns how many steps of the present size would take as long as all that are left, going by the pixels.
+
+        Args:
+            step: the number of steps done, at least 1.
+        """
+        pixels, start, sizes = 0, 0, []
+        for size, end in self.stages():
+            pixels += size**2 * max(0, end - max(step, start))
+            sizes += [size] if step <= end else []
+            start = end
+        return pixels / sizes[0] ** 2
+
     def __str__(self) -> str:
         *before, (last_size, _) = self.stages()
         return ", ".join(f"{size} pixels until step {end:,}" for size, end in before) + f", then {last_size}"

@@ -279,6 +279,7 @@ class Report:
         classifier: its weights are shown as histograms.
         learning_rate: function from the number of steps done to the learning rate of the next.
         plan: how many examples the steps take.
+        growth: of the pictures; None: they do not grow.
 
     Attributes:
         rows: those of metrics.jsonl.
@@ -290,12 +291,14 @@ class Report:
         classifier: Classifier,
         learning_rate: Callable[[int], tf.Tensor],
         plan: Plan,
+        growth: augmentation.Growth | None,
     ):
         self.train_dir = train_dir
         self.rows = metrics_file.MetricsFile(train_dir)
         self.learning_rate = learning_rate
         self._classifier = classifier
         self._plan = plan
+        self._growth = growth
         self._last_clock = (0, 0.0, 0.0)
 
     @functools.cached_property
@@ -331,7 +334,7 @@ class Report:
         examples_per_second, data_wait = num_examples / seconds, waiting / seconds
         self._last_clock = clock
         learning_rate = float(self.learning_rate(step - 1))
-        steps_left = self._plan.total_steps - step
+        steps_left = self._growth.steps_left(step) if self._growth else self._plan.total_steps - step
         logging.info(
             "training step %d | Loss: %.2f Examples/sec: %.2f | Hit@1: %.2f PERR: %.2f GAP: %.2f | Epoch: %d/%d (%d%%) "
             "LR: %.3g | %s left | Waiting for data: %.0f%%",
@@ -735,7 +738,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     restored = checkpoint.restore_latest()
     start_step = int(checkpoint.progress.step)
     check_same_as_chief(cluster, record, start_step, FLAGS.train_dir)
-    report, evaluation = Report(FLAGS.train_dir, classifier, learning_rate, plan), None
+    report, evaluation = Report(FLAGS.train_dir, classifier, learning_rate, plan, growth), None
     if cluster.is_chief:
         if restored:
             run_record.warn_of_changes(FLAGS.train_dir, record)

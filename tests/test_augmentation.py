@@ -78,6 +78,8 @@ def test_growth_by_hand():
     assert str(growth) == "64 pixels until step 400, 96 pixels until step 600, then 128"
     steps = {0: 64, 399: 64, 400: 96, 599: 96, 600: 128, 699: 128, 700: 128}
     assert {step: int(growth.size_at(tf.constant(step, tf.int64))) for step in steps} == steps
+    expected = {1: 399 + 200 * 2.25 + 100 * 4, 400: 200 * 2.25 + 100 * 4, 401: 199 + 100 * 16 / 9, 650: 50, 700: 0}
+    assert {step: growth.steps_left(step) for step in expected} == pytest.approx(expected)
     assert augmentation.Growth(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
     assert augmentation.Growth(64, 64, total_steps=9).stages() == [(64, 9)]
     assert int(augmentation.Growth(64, 64, 9).size_at(tf.constant(8, tf.int64))) == 64

@@ -127,7 +127,7 @@ def test_same_seed_same_weights():
 def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     plan = train.Plan(num_examples=1000, batch_size=100, num_epochs=90, max_steps=None)
-    report = train.Report(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan)
+    report = train.Report(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan, None)
     columns = [tf.constant([[0.75], [0.375]])], [tf.constant([[1], [1]])]
     outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 0.84, 0.01, [], *columns)
     report.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
