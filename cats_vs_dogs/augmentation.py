@@ -35,11 +35,15 @@ class Growth:
     total_steps: int
 
     def stages(self) -> list[tuple[int, int]]:
-        """Returns (size, the step before which pictures have it) for each size; the last ends with training."""
+        """Returns (size, the step before which pictures have it) for each size; the last ends with training.
+
+        If there are fewer steps than sizes, the smallest sizes are left out.
+        """
         sizes = [*range(self.first_size, self.last_size, _PIXELS_PER_GROWTH), self.last_size]
         shares = 0.5 ** np.arange(len(sizes))
         ends = np.round(self.total_steps * np.cumsum(shares) / np.sum(shares)).astype(int)
-        return list(zip(sizes, ends.tolist(), strict=True))
+        ends = np.minimum(ends, self.total_steps - np.arange(len(sizes))[::-1])  # At least a step for each larger one.
+        return [(size, end) for size, end in zip(sizes, ends.tolist(), strict=True) if end > 0]
 
     def size_at(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the size of the pictures of a batch, an int32 scalar.
@@ -65,7 +69,7 @@ class Growth:
 
     def __str__(self) -> str:
         *before, (last_size, _) = self.stages()
-        return ", ".join(f"{size} pixels until step {end:,}" for size, end in before) + f", then {last_size}"
+        return "".join(f"{size} pixels until step {end:,}, then " for size, end in before) + f"{last_size}"
 
 
 def augment(
@@ -82,12 +86,14 @@ def augment(
     Args:
         images: uint8 [n, size, size, 3], or float32 in [-1, 1].
         kind: "none"; "flip": mirrored left to right, or not; "flip_crop": also cut out, at least half of each side, and
-            brought back to its size; "flip_crop_colour": also brightness, contrast and saturation by up to 30 %.
+            brought to `size` by bilinear sampling; "flip_crop_colour": also brightness, contrast and saturation by up
+            to 30 %.
         seed: of the run.
         step: int64 scalar, number of the batch in the run.
         rows: int64 [n], the row of each picture in the whole batch, which may be split over devices.
         batch_size: rows of a whole batch.
-        size: height and width of the result, an int32 scalar, pixels; None: that of the images.
+        size: height and width of the result, an int32 scalar, pixels; None: that of the images. Where nothing is cut
+            out, smaller pictures are area averages.
 
     Returns:
         [n, size, size, 3] of the same dtype.

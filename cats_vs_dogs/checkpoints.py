@@ -226,6 +226,13 @@ class TrainingCheckpoint:
                 f"--optimizer: {path} was made with {', '.join(made_with)}, not with {optimizer}; give the one it was "
                 "made with, or --start_new_model, or another --train_dir"
             )
+        num_variables = sum(key.startswith(f"optimizer/{optimizer}/") for key in shapes)
+        if num_variables != len(self._optimizer.variables):
+            raise UserError(
+                f"--optimizer_params: {path} has {num_variables} variables of the optimizer {optimizer}, which now has "
+                f"{len(self._optimizer.variables)}; give the parameters it was made with, or --start_new_model, or "
+                "another --train_dir"
+            )
         num_seeds = sum(key.startswith("seeds/") for key in shapes)
         if num_seeds != len(self._classifier.model.seed_states):
             raise UserError(

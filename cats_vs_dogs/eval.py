@@ -89,9 +89,6 @@ class Evaluator:
         writer: of the summaries.
         shows_batches: whether each batch is logged, or shown by a progress bar on a terminal, and summarized, too.
         num_examples: how many there are, for the progress bar. None: not known.
-
-    Attributes:
-        mistakes: of the last evaluation, as `EvaluationMetrics.mistakes` gives them.
     """
 
     def __init__(
@@ -103,7 +100,6 @@ class Evaluator:
         shows_batches: bool,
         num_examples: int | None = None,
     ):
-        self.mistakes: list[tuple[bytes, int, float]] = []
         self._num_examples = num_examples
         self._classifier = classifier
         self._batches = batches
@@ -143,18 +139,21 @@ class Evaluator:
                 if self._shows_batches:
                     speed = len(labels) / max(seconds, 1e-9)
                     _show_batch(step, metrics.num_examples, batch, speed, self._writer, is_logged=progress.disable)
-        self.mistakes = metrics.mistakes()
         whole = {"step": step, **metrics.get(), "flip_average": self._classifier.flip_average}
         _show_whole(step, whole, self._writer)
-        self._shown = (*metrics.examples(), whole, photos)
-        summaries.write_curves(*self._shown[:2])
+        self._last = metrics, whole, photos
+        summaries.write_curves(*metrics.examples())
         return whole
+
+    def mistakes(self) -> list[tuple[bytes, int, float]]:
+        """Returns those of the last evaluation, as `EvaluationMetrics.mistakes` gives them."""
+        return self._last[0].mistakes()
 
     def show_pictures(self, step: int) -> None:
         """Writes drawings and photos of what was just evaluated, as the summaries of its step."""
         self._writer.set_as_default(step)
-        *arrays, whole, photos = self._shown
-        summaries.write_drawings(*arrays, whole)
+        metrics, whole, photos = self._last
+        summaries.write_drawings(*metrics.examples(), whole)
         summaries.write_photos(photos)
 
     def flush(self) -> None:
@@ -301,8 +300,8 @@ def main() -> None:
             rows.flush()
         utils.write_json(os.path.join(eval_dir, f"metrics-{step}.json"), metrics)
         if FLAGS.mistakes_file:
-            write_mistakes(FLAGS.mistakes_file, evaluator.mistakes)
-        for line in report_lines(metrics, evaluator.mistakes):
+            write_mistakes(FLAGS.mistakes_file, evaluator.mistakes())
+        for line in report_lines(metrics, evaluator.mistakes()):
             logging.info("%s", line)
         if FLAGS.run_once:
             break

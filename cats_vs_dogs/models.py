@@ -168,8 +168,8 @@ def _raw_op_message(name: str, error: Exception) -> str:
 def _one_size_message(name: str, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0]
     return (
-        f"--first_image_size: {name} cannot be built for pictures that grow ({reason}); leave the flag out, or have "
-        "convolutions followed by GlobalAveragePooling2D, as in ConvNetModel"
+        f"--first_image_size: {name} cannot be built for pictures that grow ({reason}; {place_of(error)}); leave the "
+        "flag out, or have convolutions followed by GlobalAveragePooling2D, as in ConvNetModel"
     )
 
 

@@ -711,9 +711,11 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         plan.total_steps,
     )
     growth = None
-    if FLAGS.first_image_size:
+    if 0 < FLAGS.first_image_size < spec.image_size:
         growth = augmentation.Growth(FLAGS.first_image_size, FLAGS.image_size, plan.total_steps)
+        check_first_size(spec, FLAGS.first_image_size)
     is_new = FLAGS.start_new_model or checkpoints.newest_checkpoint(FLAGS.train_dir) is None
+    is_new = bool(cluster.of_chief(int(is_new)))  # All make the same variables, or they wait for each other.
     with cluster.strategy.scope():
         classifier = Classifier(spec, FLAGS.seed, FLAGS.precision, is_new, any_size=growth is not None)
         optimizer = optimizers.make_optimizer(
@@ -744,10 +746,11 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             run_record.warn_of_changes(FLAGS.train_dir, record)
         with utils.writing(FLAGS.train_dir, "train_dir"):
             checkpoints.delete_half_written(FLAGS.train_dir)
+            if tf.io.gfile.exists(checkpoints.model_flags_path(FLAGS.train_dir)):  # Else they are not of this kit.
+                event_files.cut(FLAGS.train_dir, start_step if restored else -1)
             checkpoints.save_spec(FLAGS.train_dir, spec)
             utils.write_json(run_record.path_in(FLAGS.train_dir), record)
             bad_examples.write_list(shards, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
-            event_files.cut(FLAGS.train_dir, start_step if restored else -1)
             report.rows.cut(training=start_step, evaluation=int(checkpoint.progress.evaluated))
             if not restored:
                 report.log_run(record)
@@ -857,6 +860,18 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         logging.info("The best model, that of step %d, is in %s.", int(checkpoint.progress.best_step), best_dir)
     if cluster.is_chief:
         log_next_commands(FLAGS.train_dir, bool(FLAGS.train_data_pattern))
+
+
+def check_first_size(spec: ModelSpec, first_size: int) -> None:
+    """Makes sure that a model takes pictures as small as they are at first.
+
+    Raises:
+        UserError: if it does not.
+    """
+    try:
+        Classifier(dataclasses.replace(spec, image_size=first_size))
+    except utils.UserError as error:
+        raise utils.UserError(f"--first_image_size={first_size}: pictures of that size do not do: {error}") from error
 
 
 def check_same_as_chief(cluster: distribution.Cluster, record: dict, step: int, train_dir: str) -> None:

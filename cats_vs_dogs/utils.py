@@ -183,7 +183,7 @@ def accepted_arguments(
 
 
 def user_code_error(what: str, error: Exception) -> UserError:
-    """Says in one line where the user's own code failed, and why.
+    """Says in one line where the user's own code failed, and why. What a UserError says is left as it is.
 
     Args:
         what: the function that was called, such as "MyModel.create_model".
@@ -196,6 +196,8 @@ def user_code_error(what: str, error: Exception) -> UserError:
     if "in user code:" in message:  # TensorFlow moves the frames of code that it traces into the message.
         message = message.rsplit("\n\n", 1)[-1].strip()
     message = message.removeprefix(f"{type(error).__name__}: ")
+    if isinstance(error, UserError):
+        return UserError(message)
     return UserError(f"{what} failed: {type(error).__name__}: {message} ({place_of(error)})")
 
 

@@ -81,8 +81,15 @@ def test_growth_by_hand():
     expected = {1: 399 + 200 * 2.25 + 100 * 4, 400: 200 * 2.25 + 100 * 4, 401: 199 + 100 * 16 / 9, 650: 50, 700: 0}
     assert {step: growth.steps_left(step) for step in expected} == pytest.approx(expected)
     assert augmentation.Growth(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
-    assert augmentation.Growth(64, 64, total_steps=9).stages() == [(64, 9)]
-    assert int(augmentation.Growth(64, 64, 9).size_at(tf.constant(8, tf.int64))) == 64
+
+
+def test_growth_with_few_steps_ends_at_the_full_size():
+    assert augmentation.Growth(64, 128, total_steps=3).stages() == [(64, 1), (96, 2), (128, 3)]
+    assert augmentation.Growth(64, 128, total_steps=2).stages() == [(96, 1), (128, 2)]
+    one_step = augmentation.Growth(64, 128, total_steps=1)
+    assert one_step.stages() == [(128, 1)] and str(one_step) == "128"
+    assert int(one_step.size_at(tf.constant(0, tf.int64))) == 128
+    assert augmentation.Growth(32, 224, total_steps=50).stages()[-2:] == [(192, 49), (224, 50)]
 
 
 @pytest.mark.parametrize("kind", augmentation.KINDS)

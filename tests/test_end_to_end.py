@@ -306,11 +306,24 @@ BAD_TRAINING = {
     "too large": (["--seed=4294967296"], "--seed=4294967296"),
     "no train_dir": (["--train_dir="], "--train_dir= is empty"),
     "other optimizer": (["--train_dir={trained}", "--optimizer=Ftrl"], "was made with Adam, not with Ftrl"),
+    "other slots": (
+        ["--train_dir={trained}", '--optimizer_params={{"amsgrad": true}}'],
+        "--optimizer_params: {trained}/model.ckpt-",
+    ),
     "no number": (["--batch_size=many"], "--batch_size=many"),
     "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
     "shrinks": (["--first_image_size=64"], "--first_image_size=64: pictures grow to --image_size=32; give a smaller"),
     "grows": (["--first_image_size=16"], "--first_image_size: LogisticModel cannot be built for pictures that grow"),
+    "too small at first": (
+        ["--model=PretrainedModel", '--model_params={{"backbone": "InceptionV3", "weights": null}}', "--image_size=96"]
+        + ["--first_image_size=64"],
+        "--first_image_size=64: pictures of that size do not do: --image_size=64: InceptionV3 takes pictures of at",
+    ),
+    "loss parameter out of range": (
+        ['--loss_params={{"label_smoothing": 1.5}}'],
+        'error: --loss_params: "label_smoothing" must be at least 0 and less than 1; got 1.5',
+    ),
     "schedule": (["--learning_rate_schedule=cosin"], "should be one of <exponential|cosine|constant>"),
     "no JSON": (["--model_params={{num_mixtures: 4"], "--model_params={{num_mixtures: 4: not JSON"),
     "no object": (["--model_params=4"], "--model_params=4: expected a JSON object"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import READMES, REPOSITORY, blocks, commands_here_and_in_the_cloud
+from conftest import READMES, REPOSITORY, blocks, commands_here_and_in_the_cloud, write_shards
 from fake_gcs import FakeGcs
 
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
@@ -115,6 +115,19 @@ def bucket(monkeypatch):
     with FakeGcs(**{"my-bucket": {"shards/train-00000-of-00001": b"a shard"}}) as gcs:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.address)
         yield
+
+
+def test_recipes_can_be_typed(run_script, tmp_path):
+    """Their first step: whole, they take minutes."""
+    section = READMES["README.en.md"].partition("\n## Recipes\n")[2].partition("\n## ")[0]
+    commands = [block for block in blocks(section, "") if "/train.py " in block]
+    assert len(commands) == 3
+    pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
+    for command in commands:
+        command = command.replace("shards/train-*", pattern).replace("/tmp/", f"{tmp_path}/").strip()
+        assert str(tmp_path) in command.partition("--train_dir=")[2]
+        command = command.replace("python", sys.executable, 1) + " --max_steps=1"
+        run_script("", command=["bash", "-c", command], cwd=REPOSITORY)
 
 
 def test_every_command_works(run_script, clone, bucket):

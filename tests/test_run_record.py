@@ -8,6 +8,7 @@ from cats_vs_dogs import run_record
 
 FLAGS = dict.fromkeys(run_record._EXACT_FLAGS, 1)
 FLAGS |= {"learning_rate_schedule": "exponential", "num_epochs": 5, "max_steps": None, "log_steps": 10}
+FLAGS |= {"first_image_size": 0}
 FLAGS |= {"train_dir": "/a", "train_data_pattern": "/data/train-*", "eval_data_pattern": ""}
 
 
@@ -37,9 +38,10 @@ def test_changes_are_said(tmp_path, caplog, now, said):
     assert (f"was trained with {said}" in caplog.text) if said else not caplog.text
 
 
-def test_the_end_of_training_matters_only_to_a_rate_that_comes_down_to_it(tmp_path, caplog):
-    (tmp_path / "run.json").write_text(json.dumps(record(learning_rate_schedule="cosine")))
-    run_record.warn_of_changes(str(tmp_path), record(learning_rate_schedule="cosine", num_epochs=9, max_steps=3))
+@pytest.mark.parametrize("flags", [{"learning_rate_schedule": "cosine"}, {"first_image_size": 64}])
+def test_the_end_of_training_matters_to_what_is_planned_until_then(tmp_path, caplog, flags):
+    (tmp_path / "run.json").write_text(json.dumps(record(**flags)))
+    run_record.warn_of_changes(str(tmp_path), record(**flags, num_epochs=9, max_steps=3))
     assert "was trained with num_epochs=5 (now 9), max_steps=None (now 3);" in caplog.text
 
 
