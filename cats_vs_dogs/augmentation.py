@@ -69,7 +69,7 @@ class Growth:
 
     def __str__(self) -> str:
         *before, (last_size, _) = self.stages()
-        return "".join(f"{size} pixels until step {end:,}, then " for size, end in before) + f"{last_size}"
+        return "".join(f"{size} pixels until step {end:,}, " for size, end in before) + f"then {last_size}"
 
 
 def augment(

@@ -617,7 +617,7 @@ def check_finite(step: int, outputs: StepOutputs, learning_rate: Callable[[int],
     )
 
 
-def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> None:
+def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> bool:
     """Makes sure that train_dir can be used for a model, before anything in it is changed.
 
     Args:
@@ -625,19 +625,22 @@ def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> N
         spec: the model to train.
         start_new_model: whether a model that is there will be deleted.
 
+    Returns:
+        Whether there is a model to go on with, perhaps without a checkpoint.
+
     Raises:
         UserError: if it cannot be written to, holds another model, or may not be deleted.
     """
     if start_new_model:
         checkpoints.own_files(train_dir)
-        return
+        return False
     if not tf.io.gfile.exists(checkpoints.model_flags_path(train_dir)):
         if tf.train.latest_checkpoint(train_dir):
             raise utils.UserError(
                 f"--train_dir={train_dir}: holds checkpoints that are not of this kit (no model_flags.json); name "
                 "another train_dir"
             )
-        return
+        return False
     stored = checkpoints.load_spec(train_dir)
     for field in dataclasses.fields(ModelSpec):
         now, then = getattr(spec, field.name), getattr(stored, field.name)
@@ -646,6 +649,7 @@ def check_train_dir(train_dir: str, spec: ModelSpec, start_new_model: bool) -> N
                 f"--{field.name}={now}: the model in --train_dir={train_dir} has {field.name}={then}; give the same to "
                 "go on, or --start_new_model to delete it, or another --train_dir"
             )
+    return True
 
 
 def main() -> None:
@@ -682,7 +686,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     if cluster.is_chief:
         utils.make_folder(FLAGS.train_dir, "train_dir")
         checkpoints.lock(FLAGS.train_dir)
-        check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
+        has_model = check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
 
     # The data.
     pattern = FLAGS.train_data_pattern or sample_data.pattern("train")
@@ -746,7 +750,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             run_record.warn_of_changes(FLAGS.train_dir, record)
         with utils.writing(FLAGS.train_dir, "train_dir"):
             checkpoints.delete_half_written(FLAGS.train_dir)
-            if tf.io.gfile.exists(checkpoints.model_flags_path(FLAGS.train_dir)):  # Else they are not of this kit.
+            if has_model:  # Else event files are not of this kit.
                 event_files.cut(FLAGS.train_dir, start_step if restored else -1)
             checkpoints.save_spec(FLAGS.train_dir, spec)
             utils.write_json(run_record.path_in(FLAGS.train_dir), record)

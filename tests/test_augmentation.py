@@ -87,7 +87,7 @@ def test_growth_with_few_steps_ends_at_the_full_size():
     assert augmentation.Growth(64, 128, total_steps=3).stages() == [(64, 1), (96, 2), (128, 3)]
     assert augmentation.Growth(64, 128, total_steps=2).stages() == [(96, 1), (128, 2)]
     one_step = augmentation.Growth(64, 128, total_steps=1)
-    assert one_step.stages() == [(128, 1)] and str(one_step) == "128"
+    assert one_step.stages() == [(128, 1)] and str(one_step) == "then 128"
     assert int(one_step.size_at(tf.constant(0, tf.int64))) == 128
     assert augmentation.Growth(32, 224, total_steps=50).stages()[-2:] == [(192, 49), (224, 50)]
 

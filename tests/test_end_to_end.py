@@ -232,6 +232,15 @@ def test_fewer_examples_than_a_batch(run_script, shards, tmp_path):
     assert "training step 5 | Loss: " in said
 
 
+def test_event_files_of_another_program_stay(run_script, shards, tmp_path):
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        tf.summary.scalar("mine", 1.0, step=7)
+    (mine,) = tmp_path.iterdir()
+    before = mine.read_bytes()
+    train(run_script, shards, tmp_path, "--max_steps=1")
+    assert mine.read_bytes() == before
+
+
 def test_legacy_pixels_cosine_and_keras_optimizer(run_script, shards, tmp_path):
     flags = ["--resize_method=legacy_bilinear", "--image_size=20", "--learning_rate_schedule=cosine"]
     train(run_script, shards, tmp_path, *flags, "--warmup_examples=32", "--optimizer=AdamW", "--max_steps=3")
