@@ -12,7 +12,7 @@ from fake_gcs import FakeGcs
 
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
 FLAGS_OF_BEAM |= {"project", "region", "temp_location"}
-# Flags of gcloud and TensorBoard; test_vertex.py runs gcloud with them.
+# Flags of gcloud, TensorBoard and benchmarks; test_vertex.py runs gcloud with them.
 FLAGS_OF_OTHERS = {
     "args",
     "artifact",
@@ -23,6 +23,7 @@ FLAGS_OF_OTHERS = {
     "help",
     "location",
     "logdir",
+    "recipe",
     "region",
 }
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
@@ -120,11 +121,11 @@ def bucket(monkeypatch):
 def test_recipes_can_be_typed(run_script, tmp_path):
     """Their first step: whole, they take minutes."""
     section = READMES["README.en.md"].partition("\n## Recipes\n")[2].partition("\n## ")[0]
-    commands = [block for block in blocks(section, "") if "/train.py " in block]
-    assert len(commands) == 3
+    commands = [line for line in "".join(blocks(section, "")).splitlines() if "/train.py " in line]
+    assert len(commands) == 5
     pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
     for command in commands:
-        command = command.replace("shards/train-*", pattern).replace("/tmp/", f"{tmp_path}/").strip()
+        command = command.replace("/tmp/", f"{tmp_path}/").replace("shards/train-*", pattern)
         assert str(tmp_path) in command.partition("--train_dir=")[2]
         command = command.replace("python", sys.executable, 1) + " --max_steps=1"
         run_script("", command=["bash", "-c", command], cwd=REPOSITORY)
