@@ -13,7 +13,8 @@ from difflib import get_close_matches
 import keras
 import tensorflow as tf
 
-from cats_vs_dogs.utils import UserError, is_remote, reason_of, suggest
+from cats_vs_dogs.files import explain_error, is_remote
+from cats_vs_dogs.utils import UserError, suggest
 
 
 def build(name: str, image_size: int) -> keras.Model:
@@ -160,7 +161,7 @@ def _read(name: str, backbone: keras.Model, path: str) -> keras.Model:
                 path = os.path.join(folder, os.path.basename(path))
                 tf.io.gfile.copy(where.partition("=")[2], path)
         except tf.errors.OpError as error:
-            raise UserError(f"{where}: cannot be read: {reason_of(error)}") from error
+            raise UserError(f"{where}: cannot be read: {explain_error(error)}") from error
         reasons = []
         for top in ({"include_top": False, "input_shape": backbone.input_shape[1:]}, {"include_top": True}):
             network = _function(name)(weights=None, **top)

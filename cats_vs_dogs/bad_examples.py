@@ -10,8 +10,9 @@ import tensorflow as tf
 from absl import logging
 
 from cats_vs_dogs import readers, terminal, tfrecords
+from cats_vs_dogs.files import atomic_write, list_files
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
-from cats_vs_dogs.utils import UserError, list_files, write_aside
+from cats_vs_dogs.utils import UserError
 
 # Why something cannot be read: its file, the number of the record in it from 0, its id or "", the reason.
 BadExample = tuple[str, int, str, str]
@@ -105,7 +106,7 @@ def write_list(shards: Shards, csv_path: str) -> None:
         if tf.io.gfile.exists(csv_path):
             tf.io.gfile.remove(csv_path)
         return
-    with write_aside(csv_path, "") as file:
+    with atomic_write(csv_path, "") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["File", "Record", "Id", "Reason"])
         writer.writerows(shards.bad_list)

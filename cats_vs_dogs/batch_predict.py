@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files, utils
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -436,16 +436,16 @@ def main(beam_flags: Sequence[str]) -> None:
             raise utils.UserError(f"--{name} is empty; give it, such as --{name}={example}")
     _import_beam()
     options = parse_beam_flags(beam_flags, dir(FLAGS))
-    files = utils.list_files(FLAGS.input_data_pattern, "input_data_pattern")
+    shards = files.list_files(FLAGS.input_data_pattern, "input_data_pattern")
     check_model(FLAGS.model_dir)
-    utils.make_folder(FLAGS.output_path, "output_path")
-    logging.info("number of input files: %d", len(files))
+    files.make_output_folder(FLAGS.output_path, "output_path")
+    logging.info("number of input files: %d", len(shards))
     # Processes that Beam starts here import the package from where this script did.
     folders = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    run(FLAGS.model_dir, files, FLAGS.output_path, FLAGS.batch_size, options)
+    run(FLAGS.model_dir, shards, FLAGS.output_path, FLAGS.batch_size, options)
     logging.info(
-        "The predictions are in %s", os.path.join(FLAGS.output_path, f"prediction.results-*-of-{len(files):05d}")
+        "The predictions are in %s", os.path.join(FLAGS.output_path, f"prediction.results-*-of-{len(shards):05d}")
     )
     errors_path = os.path.join(FLAGS.output_path, ERRORS_FILE)
     counts = read_errors(errors_path)

@@ -13,7 +13,8 @@ import tensorflow as tf
 from absl import logging
 
 from cats_vs_dogs.classifier import Classifier, ModelSpec
-from cats_vs_dogs.utils import UserError, is_remote, makedirs, read_json, reason_of, upload, write_aside, write_json
+from cats_vs_dogs.files import atomic_write, explain_error, is_remote, make_dirs, read_json, upload, write_json
+from cats_vs_dogs.utils import UserError
 
 # Everything that the kit writes into a train_dir; --start_new_model deletes nothing else.
 _OWN_FILES = re.compile(
@@ -55,7 +56,7 @@ def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
     try:
         is_there = tf.io.gfile.exists(path)
     except tf.errors.OpError as error:
-        raise UserError(f"--train_dir={train_dir}: cannot be read: {reason_of(error)}") from error
+        raise UserError(f"--train_dir={train_dir}: cannot be read: {explain_error(error)}") from error
     if not is_there:
         raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
     kinds = {
@@ -69,7 +70,7 @@ def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
     stored = read_json(path)
     if {key: type(value) for key, value in stored.items()} != kinds:
         expected = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
-        raise UserError(f"{path}: must have exactly the keys {expected}; mend it, or train anew in another train_dir")
+        raise UserError(f"{path}: must have exactly the keys {expected}; fix it, or train anew in another train_dir")
     spec = ModelSpec(**stored)
     try:
         spec.classes()
@@ -151,7 +152,7 @@ def save_best(classifier: Classifier, best_dir: str, step: int, metrics: dict) -
         step: at which the model is.
         metrics: of its evaluation, for metrics-<step>.json.
     """
-    makedirs(best_dir)
+    make_dirs(best_dir)
     save_spec(best_dir, classifier.spec)
     write_json(os.path.join(best_dir, f"metrics-{step}.json"), metrics)
     path = os.path.join(best_dir, f"model.ckpt-{step}")
@@ -268,7 +269,7 @@ class TrainingCheckpoint:
 
     def _write_state(self, paths: list[str]) -> None:
         """Writes the text file that tf.train.latest_checkpoint reads. The kit itself needs none."""
-        with write_aside(os.path.join(self._train_dir, "checkpoint"), "") as file:
+        with atomic_write(os.path.join(self._train_dir, "checkpoint"), "") as file:
             file.write(f'model_checkpoint_path: "{_name(paths[0])}"\n')
             for path in reversed(paths):
                 file.write(f'all_model_checkpoint_paths: "{_name(path)}"\n')

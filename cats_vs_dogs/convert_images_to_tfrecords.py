@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
 
 from absl import flags, logging
 
-from cats_vs_dogs import terminal, utils
+from cats_vs_dogs import files, terminal, utils
 
 FLAGS = flags.FLAGS
 
@@ -155,11 +155,13 @@ def convert(images: str, output_dir: str, validation_percent: int, examples_per_
         # A stray text file is no reason to expect test shards, hence the look at the file name.
         expected = [split for split in SPLITS if any(map(_is_named_as_picture, splits[split]))]
         _check_no_shards(output_dir, expected)
-        utils.make_folder(output_dir, "output_dir")
+        files.make_output_folder(output_dir, "output_dir")
         try:
             _write(source, splits, output_dir, examples_per_shard, num_threads, report)
         except tf.errors.OpError as error:
-            raise utils.UserError(f"--output_dir={output_dir}: cannot be written: {utils.reason_of(error)}") from error
+            raise utils.UserError(
+                f"--output_dir={output_dir}: cannot be written: {files.explain_error(error)}"
+            ) from error
     _log_summary(report, output_dir, validation_percent)
     return report
 
@@ -220,7 +222,9 @@ class _RemoteFolder:
             try:
                 names = tf.io.gfile.listdir(os.path.join(self._path, folder))
             except tf.errors.OpError as error:
-                raise utils.UserError(f"--images={self._path}: cannot be listed: {utils.reason_of(error)}") from error
+                raise utils.UserError(
+                    f"--images={self._path}: cannot be listed: {files.explain_error(error)}"
+                ) from error
             for name in filter(None, names):
                 if name.endswith("/"):
                     folders.append(folder + name)
@@ -236,7 +240,7 @@ class _RemoteFolder:
                 _check_size(file.size())
                 return file.read(MAX_FILE_BYTES)
         except tf.errors.OpError as error:
-            raise BadImage(f"cannot be read: {utils.reason_of(error)}") from error
+            raise BadImage(f"cannot be read: {files.explain_error(error)}") from error
 
 
 class _Zip:
@@ -292,10 +296,10 @@ def _decode_name(raw: bytes) -> str:
 
 @contextlib.contextmanager
 def _open_source(images: str) -> Iterator[_Folder | _RemoteFolder | _Zip]:
-    if utils.is_remote(images) and not images.lower().endswith(".zip"):
+    if files.is_remote(images) and not images.lower().endswith(".zip"):
         yield _RemoteFolder(images)
         return
-    if utils.is_remote(images):  # Photos are read in an order of their own, which would be a request for each.
+    if files.is_remote(images):  # Photos are read in an order of their own, which would be a request for each.
         with tempfile.TemporaryDirectory() as folder, _open_source(_download(images, folder)) as source:
             yield source
         return
@@ -324,7 +328,7 @@ def _download(images: str, folder: str) -> str:
     try:
         tf.io.gfile.copy(images, path)
     except tf.errors.OpError as error:
-        raise utils.UserError(f"--images={images}: cannot be downloaded: {utils.reason_of(error)}") from error
+        raise utils.UserError(f"--images={images}: cannot be downloaded: {files.explain_error(error)}") from error
     return path
 
 
@@ -534,7 +538,7 @@ def _write(
     import tensorflow as tf
 
     aside = os.path.join(output_dir, f".unfinished-{os.getpid()}")
-    utils.makedirs(aside)
+    files.make_dirs(aside)
     try:
         _write_aside(source, splits, aside, examples_per_shard, num_threads, report)
         _write_bad_images(report, output_dir)
@@ -615,7 +619,7 @@ def _check_no_shards(output_dir: str, splits: Iterable[str]) -> None:
     try:
         present = tf.io.gfile.listdir(output_dir) if tf.io.gfile.isdir(output_dir) else []
     except tf.errors.OpError as error:
-        raise utils.UserError(f"--output_dir={output_dir}: cannot be listed: {utils.reason_of(error)}") from error
+        raise utils.UserError(f"--output_dir={output_dir}: cannot be listed: {files.explain_error(error)}") from error
     for split in splits:
         old = sorted(name for name in present if name.startswith(f"{split}-"))
         if old:
@@ -648,7 +652,7 @@ def _move_shards(aside: str, output_dir: str, shards: dict[str, int]) -> None:
 
 def _write_bad_images(report: Report, output_dir: str) -> None:
     if report.rows:
-        with utils.write_aside(os.path.join(output_dir, BAD_IMAGES), "output_dir") as file:
+        with files.atomic_write(os.path.join(output_dir, BAD_IMAGES), "output_dir") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("file", "action", "reason"))
             writer.writerows(sorted(report.rows))

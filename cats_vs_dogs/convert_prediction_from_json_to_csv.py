@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
 
 from absl import flags, logging
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files, utils
 
 FLAGS = flags.FLAGS
 
@@ -75,18 +75,18 @@ def convert(pattern: str, csv_output_file: str, output_column: str = "category")
     Raises:
         UserError: if a line cannot be read, an id comes twice, or there is no row.
     """
-    files = _without_statistics(utils.list_files(pattern, "json_prediction_files_pattern"), pattern)
+    paths = _without_statistics(files.list_files(pattern, "json_prediction_files_pattern"), pattern)
     num_rows = 0
-    with utils.write_aside(csv_output_file, "csv_output_file") as output:
+    with files.atomic_write(csv_output_file, "csv_output_file") as output:
         writer = csv.writer(output, lineterminator="\n")
         writer.writerow(("Id", output_column.capitalize()))
-        for image_id, probability in read_predictions(files):
+        for image_id, probability in read_predictions(paths):
             category = int(probability > 0.5)
             writer.writerow((image_id, category if output_column == "category" else format(probability, ".6f")))
             num_rows += 1
         if not num_rows:
             raise utils.UserError(
-                f"--json_prediction_files_pattern={pattern}: the {len(files)} files hold no prediction; "
+                f"--json_prediction_files_pattern={pattern}: the {len(paths)} files hold no prediction; "
                 "look whether the batch prediction has ended well"
             )
     return num_rows
@@ -127,7 +127,7 @@ def read_predictions(files: Iterable[str]) -> Iterator[tuple[str, float]]:
                     if line.strip():
                         yield _read_line(line, seen, f"{path}, line {number}")
         except tf.errors.OpError as error:
-            raise utils.UserError(f"{path}: cannot be read: {utils.reason_of(error)}") from error
+            raise utils.UserError(f"{path}: cannot be read: {files.explain_error(error)}") from error
 
 
 def _read_line(line: bytes, seen: set[str], where: str) -> tuple[str, float]:

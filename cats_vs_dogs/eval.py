@@ -25,6 +25,7 @@ from cats_vs_dogs import (
     distribution,
     eval_util,
     event_files,
+    files,
     metrics_file,
     readers,
     sample_data,
@@ -245,7 +246,7 @@ def write_mistakes(path: str, mistakes: list[tuple[bytes, int, float]]) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    with utils.write_aside(path, "mistakes_file") as file:
+    with files.atomic_write(path, "mistakes_file") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["Id", "Label", "Probability"])
         rows.writerows((bad_examples.id_text(one), label, f"{probability:.6f}") for one, label, probability in mistakes)
@@ -257,13 +258,13 @@ def main() -> None:
     if FLAGS.run_once:
         checkpoints.latest_checkpoint(FLAGS.train_dir)  # Its absence is said before the data is read.
     if FLAGS.mistakes_file:
-        utils.check_output(FLAGS.mistakes_file, "mistakes_file")
+        files.check_output_file(FLAGS.mistakes_file, "mistakes_file")
 
     pattern = FLAGS.eval_data_pattern or sample_data.pattern("validation")
     if not FLAGS.eval_data_pattern:
         logging.info("No --eval_data_pattern given: using the kit's own sample set, %s", pattern)
     eval_dir = os.path.join(FLAGS.train_dir, "eval")
-    utils.make_folder(eval_dir, "train_dir")
+    files.make_output_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
     shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, FLAGS.bad_examples)
     bad_examples.write_list(shards, os.path.join(eval_dir, "bad_examples.csv"))
@@ -275,7 +276,7 @@ def main() -> None:
     with cluster.strategy.scope():
         classifier = Classifier(spec, flip_average=FLAGS.flip_average)
     rows = metrics_file.MetricsFile(eval_dir)
-    with utils.writing(eval_dir, "train_dir"):
+    with files.explain_write_errors(eval_dir, "train_dir"):
         writer = event_files.make_writer(eval_dir)
         rows.cut()
     evaluator = Evaluator(classifier, cluster, batches, writer, True, shards.num_examples)
@@ -292,13 +293,13 @@ def main() -> None:
             continue
         evaluated = restored
         step = checkpoints.step_of(restored)
-        with bad_examples.named_errors(reader, shards), utils.writing(eval_dir, "train_dir"):
+        with bad_examples.named_errors(reader, shards), files.explain_write_errors(eval_dir, "train_dir"):
             metrics = {**evaluator.evaluate(step), "eval_data_pattern": pattern}
             evaluator.show_pictures(step)
             evaluator.flush()
             rows.add("evaluation", **metrics)
             rows.flush()
-        utils.write_json(os.path.join(eval_dir, f"metrics-{step}.json"), metrics)
+        files.write_json(os.path.join(eval_dir, f"metrics-{step}.json"), metrics)
         if FLAGS.mistakes_file:
             write_mistakes(FLAGS.mistakes_file, evaluator.mistakes())
         for line in report_lines(metrics, evaluator.mistakes()):

@@ -16,7 +16,7 @@ import tempfile
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import checkpoints, readers, utils
+from cats_vs_dogs import checkpoints, files, readers, utils
 from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
 
 FLAGS = flags.FLAGS
@@ -65,13 +65,13 @@ class ModelExporter:
             UserError: if there is something else than a SavedModel.
         """
         check_replaceable(model_dir)
-        if utils.is_remote(model_dir):
+        if files.is_remote(model_dir):
             with tempfile.TemporaryDirectory() as folder:
                 tf.saved_model.save(self._module, folder, signatures={"serving_default": self._module.predict})
                 target = model_dir.rstrip("/")
                 if is_exported(target):  # It is there when its graph is: that goes first and comes last.
                     tf.io.gfile.remove(f"{target}/{_GRAPH}")
-                utils.upload(folder, target, last=_GRAPH)
+                files.upload(folder, target, last=_GRAPH)
             return
         aside = f"{model_dir.rstrip('/')}.{os.getpid()}.tmp"
         try:
@@ -114,7 +114,7 @@ def main() -> None:
     checkpoint_path = checkpoints.restore_newest(classifier, FLAGS.train_dir)
     export_dir = FLAGS.export_dir or export_path(FLAGS.train_dir, checkpoints.step_of(checkpoint_path))
     check_replaceable(export_dir)
-    utils.make_folder(os.path.dirname(export_dir.rstrip("/")) or ".", "export_dir")
+    files.make_output_folder(os.path.dirname(export_dir.rstrip("/")) or ".", "export_dir")
     ModelExporter(classifier).export_model(export_dir)
     logging.info("Exported the model at step %d to %s.", checkpoints.step_of(checkpoint_path), export_dir)
 

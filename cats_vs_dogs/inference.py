@@ -28,6 +28,7 @@ from cats_vs_dogs import (
     checkpoints,
     distribution,
     eval_util,
+    files,
     readers,
     sample_data,
     terminal,
@@ -184,12 +185,12 @@ def main() -> None:
         logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
     output_file = FLAGS.output_file or os.path.join(FLAGS.train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
-    files = utils.list_files(pattern, "input_data_pattern")
-    logging.info("number of input files: %d", len(files))
-    with utils.write_aside(output_file, "output_file") as output:
-        has_pictures = are_pictures(files)
+    inputs = files.list_files(pattern, "input_data_pattern")
+    logging.info("number of input files: %d", len(inputs))
+    with files.atomic_write(output_file, "output_file") as output:
+        has_pictures = are_pictures(inputs)
         if has_pictures:
-            shards = bad_examples.open_pictures(files, reader, FLAGS.bad_examples)
+            shards = bad_examples.open_pictures(inputs, reader, FLAGS.bad_examples)
             batches = readers.make_picture_dataset(reader, shards, FLAGS.batch_size)
             errors = bad_examples.named_picture_errors(reader, shards)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files
 
 
 class MetricsFile:
@@ -41,7 +41,7 @@ class MetricsFile:
         *lines, _ = text.split("\n")  # Behind the last line break is nothing, or what breaks off.
         kept = "".join(f"{line}\n" for line in lines if not _is_later(line, last_steps))
         if kept != text:
-            with utils.write_aside(self._path, "") as file:
+            with files.atomic_write(self._path, "") as file:
                 file.write(kept)
         self._text = kept
 
@@ -55,7 +55,7 @@ class MetricsFile:
         row = {"kind": kind, **row, "time": round(time.time(), 3)}
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         line = json.dumps(row, ensure_ascii=False) + "\n"
-        if utils.is_remote(self._path):
+        if files.is_remote(self._path):
             self._text += line
             self._is_flushed = False
             return
@@ -69,7 +69,7 @@ class MetricsFile:
             UserError: if the file cannot be written.
         """
         if not self._is_flushed:
-            with utils.write_aside(self._path, "") as file:
+            with files.atomic_write(self._path, "") as file:
                 file.write(self._text)
             self._is_flushed = True
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files
 
 # Flags that change what the same data and step give.
 _EXACT_FLAGS = (
@@ -48,7 +48,7 @@ def warn_of_changes(train_dir: str, record: dict) -> None:
     path = path_in(train_dir)
     if not tf.io.gfile.exists(path):
         return
-    then = utils.read_json(path)
+    then = files.read_json(path)
     changes = ["other shards"] if _shards(then) != _shards(record) else []
     names = list(_EXACT_FLAGS)
     if record["flags"]["learning_rate_schedule"] == "cosine" or record["flags"]["first_image_size"]:

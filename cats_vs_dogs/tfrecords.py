@@ -9,7 +9,8 @@ from typing import NamedTuple
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs.utils import UserError, reason_of
+from cats_vs_dogs.files import explain_error
+from cats_vs_dogs.utils import UserError
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
 FILENAME = "image/filename"  # bytes: the id of the example, such as "dog.12.jpg"
@@ -104,7 +105,7 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: cannot be read: {reason_of(error)}; leave it out of the pattern") from error
+        raise UserError(f"{path}: cannot be read: {explain_error(error)}; leave it out of the pattern") from error
 
 
 def walk(

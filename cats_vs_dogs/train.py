@@ -34,6 +34,7 @@ from cats_vs_dogs import (
     eval_util,
     event_files,
     export_model,
+    files,
     metrics_file,
     optimizers,
     readers,
@@ -484,7 +485,7 @@ class Evaluation:
             metrics = self._evaluator.evaluate(step, should_stop=lambda: bool(stop))
         if metrics is None:
             return
-        utils.write_json(os.path.join(self._eval_dir, f"metrics-{step}.json"), metrics)
+        files.write_json(os.path.join(self._eval_dir, f"metrics-{step}.json"), metrics)
         self._rows.add("evaluation", **metrics)
         progress = self._progress
         progress.evaluated.assign(step)
@@ -558,7 +559,7 @@ def train_loop(
         return tuple(cluster.any_worker(bool(stop), evaluation is not None and evaluation.has_stopped_improving))
 
     # What the run before this one could not do any more at its last checkpoint.
-    with utils.writing(report.train_dir, "train_dir"):
+    with files.explain_write_errors(report.train_dir, "train_dir"):
         if step and evaluation and evaluation.is_missing(step) and (is_due(periods.evaluate) or step >= total_steps):
             evaluation.run(step, stop, is_last=step >= total_steps)
             report.rows.flush()
@@ -576,7 +577,7 @@ def train_loop(
         if is_chief and step in periods.profile[1:]:
             tf.profiler.experimental.stop()
 
-        with utils.writing(report.train_dir, "train_dir"):
+        with files.explain_write_errors(report.train_dir, "train_dir"):
             is_logged = is_due(periods.log) or step == total_steps
             is_first = is_logged and step <= periods.log  # Also of a run that goes on from before it.
             if is_chief and is_logged:
@@ -684,7 +685,7 @@ def main() -> None:
 def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     """The part of main that all workers of a cluster do together."""
     if cluster.is_chief:
-        utils.make_folder(FLAGS.train_dir, "train_dir")
+        files.make_output_folder(FLAGS.train_dir, "train_dir")
         checkpoints.lock(FLAGS.train_dir)
         has_model = check_train_dir(FLAGS.train_dir, spec, FLAGS.start_new_model)
 
@@ -748,20 +749,20 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     if cluster.is_chief:
         if restored:
             run_record.warn_of_changes(FLAGS.train_dir, record)
-        with utils.writing(FLAGS.train_dir, "train_dir"):
+        with files.explain_write_errors(FLAGS.train_dir, "train_dir"):
             checkpoints.delete_half_written(FLAGS.train_dir)
             if has_model:  # Else event files are not of this kit.
                 event_files.cut(FLAGS.train_dir, start_step if restored else -1)
             checkpoints.save_spec(FLAGS.train_dir, spec)
-            utils.write_json(run_record.path_in(FLAGS.train_dir), record)
+            files.write_json(run_record.path_in(FLAGS.train_dir), record)
             bad_examples.write_list(shards, os.path.join(FLAGS.train_dir, "bad_examples.csv"))
             report.rows.cut(training=start_step, evaluation=int(checkpoint.progress.evaluated))
             if not restored:
                 report.log_run(record)
     if eval_shards:
         eval_dir = os.path.join(FLAGS.train_dir, "eval")
-        with utils.writing(FLAGS.train_dir, "train_dir"):
-            utils.make_folder(eval_dir, "train_dir")
+        with files.explain_write_errors(FLAGS.train_dir, "train_dir"):
+            files.make_output_folder(eval_dir, "train_dir")
             bad_examples.write_list(eval_shards, os.path.join(eval_dir, "bad_examples.csv"))
             event_files.cut(eval_dir, int(checkpoint.progress.evaluated))
         evaluation = Evaluation(

@@ -1,12 +1,11 @@
-"""What every script needs: starting up, errors for users, files that are whole or absent.
+"""What every script needs: reading flags, starting up, errors for users, classes found by name.
 
-TensorFlow is imported inside the functions that need it, so that a script that does not can start at once.
+Imports nothing heavy: a script reads its flags before TensorFlow is imported.
 """
 
 import contextlib
 import difflib
 import inspect
-import io
 import json
 import logging as python_logging
 import math
@@ -15,9 +14,9 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -25,52 +24,117 @@ TRAIN_DIR = "/tmp/cvd_model/"
 
 
 class UserError(Exception):
-    """Something that the user can mend. Scripts print its message in one line and exit with 1, without a traceback."""
+    """Something that the user can fix. Scripts print its message in one line and exit with 1, without a traceback."""
+
+
+# The parts of --help, in this order. A flag names its part as `module_name` where it is defined.
+FLAG_GROUPS = ("data", "model", "training", "evaluation", "output", "machine")
 
 
 def run_script(main: Callable[..., None], define_flags: Callable[[], None], pass_on_flags: bool = False) -> None:
-    """Runs a script: defines its flags, reads the command line, calls `main`, and ends with a proper exit code.
+    """Reads the flags of a script and runs it, see `read_flags` and `run_main`.
 
     Args:
-        main: called once the flags have been read; without arguments, or with `pass_on_flags` with those of the
-            command line that are no flags of the script, a list of strings.
-        define_flags: defines the script's flags. Called here and not on import, so that one process can import
-            every script.
-        pass_on_flags: whether others than the script's flags are allowed.
+        main: takes no argument; with `pass_on_flags` a list of the arguments that are not flags of the script.
+        define_flags: defines the script's flags.
+        pass_on_flags: whether flags other than the script's are allowed.
     """
+    others = read_flags(define_flags, pass_on_flags)
+    run_main(lambda: main(others) if pass_on_flags else main())
+
+
+def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) -> list[str]:
+    """Defines a script's flags and reads the command line. Ends the process if it is wrong, or asks for --help.
+
+    To be called before TensorFlow is imported, which takes seconds.
+
+    Args:
+        define_flags: defines the script's flags, each with one of FLAG_GROUPS as `module_name`. Called here and not on
+            import, so that one process can import every script.
+        pass_on_flags: whether flags other than the script's are allowed.
+
+    Returns:
+        The arguments that are not flags of the script.
+    """
+    defined = flags.FLAGS.flags_by_module_dict()
+    for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
+        delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
     define_flags()
+    if {"-h", "-help", "--help", "--helpshort", "--helpfull", "-?"} & set(sys.argv[1:]):
+        parts = [flags.FLAGS.module_help(group) for group in FLAG_GROUPS if group in flags.FLAGS.flags_by_module_dict()]
+        print(sys.modules["__main__"].__doc__, *parts, sep="\n")
+        sys.exit(0)
+    try:
+        flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
+        others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
+    except flags.Error as error:
+        _exit_with_error(f"{error} (--help lists all flags)")
+    if others and not pass_on_flags:
+        _exit_with_error(f"{' '.join(others)}: not a flag; write --name=value, and put quotes around patterns")
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
+            _exit_with_error(f"--{name}={value}: must be a finite number")
+    return others
 
-    def parse_flags(argv: Sequence[str]) -> list[str]:
-        if {"-h", "-help", "--help"} & set(argv[1:]):
-            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-            sys.exit(0)  # absl would exit with 1.
-        try:
-            flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may stand behind others: --other 1 --its=2
-            rest = flags.FLAGS(argv, known_only=pass_on_flags)
-        except flags.Error as error:
-            _exit_with_error(f"{error} (--help lists all flags)")
-        if len(rest) > 1 and not pass_on_flags:
-            _exit_with_error(f"{' '.join(rest[1:])}: not a flag; write --name=value, and put quotes around patterns")
-        for name, value in flags.FLAGS.flag_values_dict().items():
-            if isinstance(value, float) and not math.isfinite(value):  # No bound holds nan back.
-                _exit_with_error(f"--{name}={value}: must be a finite number")
-        return rest
 
-    def guarded_main(argv: Sequence[str]) -> None:
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a script whose flags have been read, and ends the process with a proper exit code."""
+
+    def guarded_main(unused_argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().setFormatter(_LineFormatter())
         logging.get_absl_handler().addFilter(_is_ours_or_grave)
         python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
-        # As an exception, so that what is half written is cleaned up.
+        # As an exception, so that temporary files are deleted.
         signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
         try:
-            main(*([argv[1:]] if pass_on_flags else []))
+            main()
         except UserError as error:
             _exit_with_error(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded_main, flags_parser=parse_flags)
+    app.run(guarded_main, flags_parser=lambda argv: argv)
+
+
+# What TensorFlow writes to stderr, past its log level, when it starts on a machine without a GPU.
+_STARTUP_LINES = re.compile(
+    rb"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers|"
+    rb"This TensorFlow binary is optimized|To enable the following instructions|"
+    rb"failed call to cuInit|Unable to register cu|Cannot dlopen some GPU libraries|Skipping registering GPU devices|"
+    rb"computation_placer already registered|TF-TRT Warning|Could not find TensorRT"
+)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow; on a machine without an NVIDIA GPU, its usual start-up lines are not shown.
+
+    TensorFlow writes them from C++, before its log level applies. A child process filters stderr meanwhile, so that
+    any other line is shown even if the import ends this process.
+    """
+    if "tensorflow" in sys.modules or not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+        return
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if not _STARTUP_LINES.search(line):
+                    os.write(2, line)
+        os._exit(0)
+    os.close(reader)
+    stderr = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(writer)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.waitpid(child, 0)
 
 
 class _LineFormatter(python_logging.Formatter):
@@ -210,173 +274,6 @@ def place_of(error: Exception) -> str:
     return f"{os.path.basename(filename)} line {number}: {line}"
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is on an object store, such as gs://bucket/name.
-
-    There an object is whole or absent by itself, a rename is a copy, folders need not be made, and each look at a file
-    is a request or two.
-    """
-    return "://" in path
-
-
-def upload(folder: str, target: str, last: str) -> None:
-    """Copies the files of a local folder, with those of its subfolders, to an object store.
-
-    Args:
-        folder: the local folder.
-        target: the folder on the object store. Files of the same name there are replaced.
-        last: how the names of the files end that are copied after all others, and so tell that these are there.
-    """
-    import tensorflow as tf
-
-    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
-    for file in sorted(files, key=lambda file: file.endswith(last)):
-        tf.io.gfile.copy(file, f"{target}/{os.path.relpath(file, folder)}", overwrite=True)
-
-
-def reason_of(error: Exception) -> str:
-    """Says why TensorFlow could not read or write a file; of what Cloud Storage answers, what matters."""
-    message = str(getattr(error, "message", None) or error)
-    answer = re.search(r'HTTP response code (\d+) .*?"message": *"([^"]*)"', message, re.DOTALL)
-    if not answer:
-        return message
-    login = " (log in with gcloud auth application-default login?)" if answer[1] in ("401", "403") else ""
-    return f"Cloud Storage answered {answer[1]}: {answer[2]}{login}"
-
-
-def list_files(pattern: str, flag: str) -> list[str]:
-    """Returns the files that a pattern matches, sorted.
-
-    Raises:
-        UserError: if the pattern matches no file.
-    """
-    import tensorflow as tf
-
-    gfile = tf.io.gfile
-    try:
-        found = set(gfile.glob(pattern))
-        if is_remote(pattern):  # One listing instead of requests for each.
-            folders = {os.path.dirname(path) for path in gfile.glob(f"{pattern}/*")}
-        else:
-            folders = set(filter(gfile.isdir, found))
-        files = sorted(found - folders)
-    except tf.errors.OpError as error:
-        raise UserError(f"--{flag}={pattern}: cannot be listed: {reason_of(error)}") from error
-    if not files and gfile.isdir(pattern):
-        name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
-        raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
-    if not files:
-        where = "" if os.path.isabs(pattern) or "://" in pattern else f" (looked for in {os.getcwd()})"
-        raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
-    return files
-
-
-@contextlib.contextmanager
-def write_aside(path: str, flag: str) -> Iterator[IO[str]]:
-    """Opens a text file that appears at `path` only when the block ends without an exception.
-
-    The file is opened at once, so an output that cannot be written is noticed before the work and not after it.
-    For an object store the text is kept in memory and uploaded at the end.
-
-    Args:
-        path: where the whole file will be. An older file there stays until then.
-        flag: the flag that named it, for the message; "" if none did.
-
-    Yields:
-        The open file, UTF-8.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    import tensorflow as tf
-
-    gfile = tf.io.gfile
-    aside = f"{path}.{os.getpid()}.tmp"
-    name = f"--{flag}={path}" if flag else path
-    if is_remote(path):
-        text = io.StringIO()
-        if flag:
-            _try_writing(aside, name, "name another file")
-        yield text
-        try:
-            with gfile.GFile(path, "w") as output:
-                output.write(text.getvalue())
-        except tf.errors.OpError as error:
-            raise UserError(f"{name}: cannot be written: {reason_of(error)}") from error
-        return
-    try:
-        if gfile.isdir(path):
-            raise UserError(f"{name}: is a folder; name a file in it")
-        output = gfile.GFile(aside, "w")
-        output.write("")  # GFile opens the file at the first write.
-    except tf.errors.OpError as error:
-        folder = os.path.dirname(path)
-        if folder and not gfile.isdir(folder):
-            raise UserError(f"{name}: the folder {folder} does not exist; make it first") from error
-        raise UserError(f"{name}: cannot be written: {error.message}; name another file") from error
-    try:
-        with output:
-            yield output
-        gfile.rename(aside, path, overwrite=True)
-    except BaseException as error:
-        with contextlib.suppress(tf.errors.OpError):
-            gfile.remove(aside)
-        if isinstance(error, tf.errors.OpError) and aside in str(error.message):
-            raise UserError(f"{name}: cannot be written: {error.message}") from error
-        raise
-
-
-def makedirs(path: str) -> None:
-    """Makes a folder and its parents if they are not there; on an object store they need not be made."""
-    import tensorflow as tf
-
-    if not is_remote(path):
-        tf.io.gfile.makedirs(path)
-
-
-def check_output(path: str, flag: str) -> None:
-    """Makes sure that a file can be written with `write_aside`, before the work for it begins. Changes nothing.
-
-    Raises:
-        UserError: if it cannot.
-    """
-
-    class Tried(Exception):
-        pass
-
-    with contextlib.suppress(Tried), write_aside(path, flag):
-        raise Tried  # So that nothing appears at `path`.
-
-
-def make_folder(path: str, flag: str) -> None:
-    """Makes a folder and its parents if they are not there, and makes sure that it can be written to.
-
-    Raises:
-        UserError: if it cannot be made or written to.
-    """
-    import tensorflow as tf
-
-    if not path:
-        raise UserError(f"--{flag}= is empty; name a folder")
-    name, advice = f"--{flag}={path}", "name another folder"
-    try:
-        makedirs(path)
-    except tf.errors.OpError as error:
-        raise UserError(f"{name}: cannot be written to: {error.message}; {advice}") from error
-    _try_writing(os.path.join(path, f".write-test-{os.getpid()}"), name, advice)
-
-
-def _try_writing(probe: str, name: str, advice: str) -> None:
-    import tensorflow as tf
-
-    try:
-        with tf.io.gfile.GFile(probe, "w") as file:
-            file.write("")
-        tf.io.gfile.remove(probe)
-    except tf.errors.OpError as error:
-        raise UserError(f"{name}: cannot be written to: {reason_of(error)}; {advice}") from error
-
-
 def free_memory() -> int:
     """Returns how many bytes of memory this process may still take, by the machine and by its control group."""
 
@@ -394,57 +291,3 @@ def free_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # No control group, or one without limit: "max".
             free.append(int(read(limit)) - int(read(used)))
     return max(0, min(free)) if free else 4 * 2**30
-
-
-@contextlib.contextmanager
-def writing(path: str, flag: str) -> Iterator[None]:
-    """Turns an error about writing files inside the block into one line.
-
-    Args:
-        path: the folder that is written to.
-        flag: the flag that named it, for the message.
-
-    Raises:
-        UserError: if the disk is full, the folder vanished, may not be written to, and the like.
-    """
-    from tensorflow import errors
-
-    try:
-        yield
-    except (errors.InvalidArgumentError, errors.DataLossError):  # Not about files that are written.
-        raise
-    except (errors.OpError, OSError) as error:
-        reason = re.sub(r"\{\{function_node .*?\}\} | \[Op:.*", "", reason_of(error))
-        raise UserError(
-            f"--{flag}={path}: cannot be written to: {reason}; what was saved before is whole; mend it (is the disk "
-            "full?) and start again with the same flags"
-        ) from error
-
-
-def write_json(path: str, value: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    with write_aside(path, "") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """Reads a JSON file that the kit wrote.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    import tensorflow as tf
-
-    with tf.io.gfile.GFile(path, "r") as file:
-        text = file.read()
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged, not JSON ({error}); mend it, or train anew in another train_dir") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged, not a JSON object; mend it, or train anew in another train_dir")
-    return value

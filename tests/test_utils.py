@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from conftest import REPOSITORY
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files, utils
 from cats_vs_dogs.utils import UserError
 
 
@@ -25,10 +25,10 @@ def test_exit_codes(tmp_path, ending, code, said):
     script.write_text(
         textwrap.dedent(f"""
             import os, signal, time
-            from cats_vs_dogs import utils
+            from cats_vs_dogs import files, utils
 
             def main():
-                with utils.write_aside({str(tmp_path / "out.csv")!r}, "output_file") as output:
+                with files.atomic_write({str(tmp_path / "out.csv")!r}, "output_file") as output:
                     output.write("x")
                     {ending}
 
@@ -44,23 +44,23 @@ def test_exit_codes(tmp_path, ending, code, said):
 
 def test_a_json_file_is_whole_or_absent(tmp_path):
     path = tmp_path / "a.json"
-    utils.write_json(str(path), {"a": 1})
+    files.write_json(str(path), {"a": 1})
     with pytest.raises(TypeError):
-        utils.write_json(str(path), {"a": object()})
-    assert utils.read_json(str(path)) == {"a": 1}
+        files.write_json(str(path), {"a": object()})
+    assert files.read_json(str(path)) == {"a": 1}
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
     with pytest.raises(UserError, match="the folder .*/gone does not exist; make it first"):
-        utils.write_json(str(tmp_path / "gone" / "a.json"), {})
+        files.write_json(str(tmp_path / "gone" / "a.json"), {})
 
 
 def test_errors_about_writing_are_one_line():
     import tensorflow as tf
 
-    message = r"^--train_dir=x: cannot be written to: .*nowhere.*; what was saved before is whole"
-    with pytest.raises(UserError, match=message), utils.writing("x", "train_dir"):
+    message = r"^--train_dir=x: cannot be written to: .*nowhere.*; what was saved before is intact"
+    with pytest.raises(UserError, match=message), files.explain_write_errors("x", "train_dir"):
         tf.io.gfile.rename("/nowhere/a", "/nowhere/b")
     # What the input pipeline raises is not about writing.
-    with pytest.raises(tf.errors.InvalidArgumentError), utils.writing("x", "train_dir"):
+    with pytest.raises(tf.errors.InvalidArgumentError), files.explain_write_errors("x", "train_dir"):
         tf.io.decode_jpeg(b"")
 
 
@@ -79,11 +79,11 @@ def test_the_train_dir_of_a_job(monkeypatch, fails_in_one_line, tmp_path):
 
 
 def test_whether_an_output_can_be_written_is_tried_without_a_trace(tmp_path):
-    utils.check_output(str(tmp_path / "out.csv"), "output_file")
+    files.check_output_file(str(tmp_path / "out.csv"), "output_file")
     assert not list(tmp_path.iterdir())
     (tmp_path / "out.csv").write_text("older")
-    utils.check_output(str(tmp_path / "out.csv"), "output_file")
+    files.check_output_file(str(tmp_path / "out.csv"), "output_file")
     assert (tmp_path / "out.csv").read_text() == "older" and len(list(tmp_path.iterdir())) == 1
     for path, reason in ((tmp_path, "is a folder"), (tmp_path / "gone" / "out.csv", "the folder .* does not exist")):
         with pytest.raises(UserError, match=f"^--output_file={path}: {reason}"):
-            utils.check_output(str(path), "output_file")
+            files.check_output_file(str(path), "output_file")

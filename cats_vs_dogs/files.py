@@ -1,0 +1,347 @@
+"""Files on this machine and on object stores: listing, reading, and writing them whole or not at all.
+
+A path is never taken for a pattern, except by `list_files`. TensorFlow is imported only for paths such as
+gs://bucket/name, so that a script can look at local files and fail before that import.
+"""
+
+import contextlib
+import functools
+import glob
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any
+
+from cats_vs_dogs.utils import UserError
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is on an object store, such as gs://bucket/name.
+
+    There an object is whole or absent by itself, a rename is a copy, folders need not be made, and each look at a file
+    costs a request or two.
+    """
+    return "://" in path
+
+
+def _gfile() -> Any:
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def file_errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that reading or writing a file may raise, here or on an object store."""
+    from tensorflow import errors
+
+    return (OSError, errors.OpError)
+
+
+def explain_error(error: Exception) -> str:
+    """Returns why a file could not be read or written, in a few words.
+
+    Args:
+        error: an OSError, or what TensorFlow raised. Of an answer of Cloud Storage, its code and message are kept.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    message = str(getattr(error, "message", None) or error)
+    answer = re.search(r'HTTP response code (\d+) .*?"message": *"([^"]*)"', message, re.DOTALL)
+    if not answer:
+        return re.sub(r"\{\{function_node .*?\}\} | \[Op:.*", "", message)
+    login = " (log in with gcloud auth application-default login?)" if answer[1] in ("401", "403") else ""
+    return f"Cloud Storage answered {answer[1]}: {answer[2]}{login}"
+
+
+# ---- Looking.
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder."""
+    return _gfile().exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def is_dir(path: str) -> bool:
+    """Whether there is a folder."""
+    return _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def list_dir(folder: str) -> list[str]:
+    """Returns the sorted names of what is in a folder; [] if there is no such folder."""
+    if not is_dir(folder):
+        return []
+    names = _gfile().listdir(folder) if is_remote(folder) else os.listdir(folder)
+    return sorted(filter(None, (name.rstrip("/") for name in names)))
+
+
+def list_matching(folder: str, name_pattern: str) -> list[str]:
+    """Returns the sorted paths of what is in a folder under a name that a regular expression matches as a whole."""
+    return [os.path.join(folder, name) for name in list_dir(folder) if re.fullmatch(name_pattern, name)]
+
+
+def list_files(pattern: str, flag: str) -> list[str]:
+    """Returns the files that a pattern matches, sorted.
+
+    Args:
+        pattern: a path with `*`, `?` or `[abc]` in it; or the path of one file, whatever characters it has.
+        flag: name of the flag that gave the pattern, for messages.
+
+    Raises:
+        UserError: if the pattern matches no file.
+    """
+    try:
+        files = _glob_remote(pattern) if is_remote(pattern) else _glob_local(pattern)
+        is_folder = not files and is_dir(pattern)
+    except Exception as error:
+        if not isinstance(error, file_errors()):
+            raise
+        raise UserError(f"--{flag}={pattern}: cannot be listed: {explain_error(error)}") from error
+    if is_folder:
+        name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
+        raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
+    if not files:
+        where = "" if os.path.isabs(pattern) or is_remote(pattern) else f" (looked for in {os.getcwd()})"
+        raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
+    return files
+
+
+def _glob_local(pattern: str) -> list[str]:
+    if os.path.isfile(pattern):  # A file whose own name has brackets.
+        return [pattern]
+    return sorted(path for path in glob.glob(pattern, include_hidden=True) if not os.path.isdir(path))
+
+
+def _glob_remote(pattern: str) -> list[str]:
+    found = set(_gfile().glob(pattern))
+    folders = {os.path.dirname(path) for path in _gfile().glob(f"{pattern}/*")}  # One listing, not a request for each.
+    return sorted(found - folders)
+
+
+# ---- Reading.
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the bytes of a file."""
+    if is_remote(path):
+        with _gfile().GFile(path, "rb") as file:
+            return file.read()
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Reads a JSON file that the kit wrote.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    advice = "fix it, or train in another train_dir"
+    try:
+        value = json.loads(read_bytes(path).decode("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not JSON ({error}); {advice}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged, not a JSON object; {advice}")
+    return value
+
+
+# ---- Writing.
+
+
+def make_dirs(path: str) -> None:
+    """Makes a folder and its parents where they are missing. Object stores need no folders."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    """Deletes a file, or a folder with all that is in it."""
+    if is_remote(path):
+        (_gfile().rmtree if _gfile().isdir(path) else _gfile().remove)(path)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
+
+
+def temporary_path(path: str) -> str:
+    """Returns where to write a file or folder until it is complete; `replace` then gives it its name."""
+    return f"{path.rstrip('/')}.{os.getpid()}.tmp"
+
+
+def replace(temporary: str, path: str) -> None:
+    """Renames a complete local file or folder to its final name; an older file of that name is replaced.
+
+    Its bytes are brought to the disk first: otherwise a power cut could leave an empty file under the final name.
+    """
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync(os.path.join(folder, name))
+    if not os.path.isdir(temporary):
+        _sync(temporary)
+    os.replace(temporary, path)
+    _sync(os.path.dirname(path) or ".")
+
+
+def _sync(path: str) -> None:
+    with contextlib.suppress(OSError):  # Some file systems cannot sync a folder, or a file opened for reading.
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def upload(folder: str, target: str, last: str) -> None:
+    """Copies the files of a local folder, with those of its subfolders, to an object store.
+
+    Args:
+        folder: the local folder.
+        target: the folder on the object store. Files of the same name there are replaced.
+        last: ending of the names that are copied after all others; their presence tells that the others are complete.
+    """
+    files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    for file in sorted(files, key=lambda file: file.endswith(last)):
+        _gfile().copy(file, f"{target}/{os.path.relpath(file, folder)}", overwrite=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str, flag: str = "") -> Iterator[IO[str]]:
+    """Opens a text file that appears at `path` only when the block ends without an exception.
+
+    The file is opened at once, so an output that cannot be written is noticed before the work and not after it.
+    For an object store the text is kept in memory and uploaded at the end.
+
+    Args:
+        path: where the complete file will be. An older file there stays until then.
+        flag: the flag that named it, for messages; "" if none did.
+
+    Yields:
+        The open file, UTF-8, with "\\n" as it is.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    name = f"--{flag}={path}" if flag else path
+    write = _write_remote(path, name, bool(flag)) if is_remote(path) else _write_local(path, name)
+    with write as output:
+        yield output
+
+
+@contextlib.contextmanager
+def _write_remote(path: str, name: str, is_tried: bool) -> Iterator[IO[str]]:
+    text = io.StringIO(newline="")
+    if is_tried:
+        _try_writing(temporary_path(path), name, "name another file")
+    yield text
+    try:
+        with _gfile().GFile(path, "w") as output:
+            output.write(text.getvalue())
+    except Exception as error:
+        if not isinstance(error, file_errors()):
+            raise
+        raise UserError(f"{name}: cannot be written: {explain_error(error)}") from error
+
+
+@contextlib.contextmanager
+def _write_local(path: str, name: str) -> Iterator[IO[str]]:
+    temporary = temporary_path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{name}: is a folder; name a file in it")
+    try:
+        output = open(temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed below.
+    except OSError as error:
+        folder = os.path.dirname(path)
+        if folder and not os.path.isdir(folder):
+            raise UserError(f"{name}: the folder {folder} does not exist; make it first") from error
+        raise UserError(f"{name}: cannot be written: {error.strerror}; name another file") from error
+    try:
+        with output:
+            yield output
+        replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        # A full disk is noticed by `write` or `close`, which name no file.
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            raise UserError(f"{name}: cannot be written: {error.strerror or error}") from error
+        raise
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_output_file(path: str, flag: str) -> None:
+    """Checks, before the work for it begins, that `atomic_write` can write a file. Changes nothing.
+
+    Raises:
+        UserError: if it cannot.
+    """
+
+    class Tried(Exception):
+        pass
+
+    with contextlib.suppress(Tried), atomic_write(path, flag):
+        raise Tried  # So nothing appears at `path`.
+
+
+def make_output_folder(path: str, flag: str) -> None:
+    """Makes a folder and its parents where they are missing, and checks that files can be written to it.
+
+    Raises:
+        UserError: if it cannot be made or written to.
+    """
+    if not path:
+        raise UserError(f"--{flag}= is empty; name a folder")
+    name, advice = f"--{flag}={path}", "name another folder"
+    try:
+        make_dirs(path)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written to: {error.strerror}; {advice}") from error
+    _try_writing(os.path.join(path, f".write-test-{os.getpid()}"), name, advice)
+
+
+def _try_writing(probe: str, name: str, advice: str) -> None:
+    open_file = functools.partial(_gfile().GFile, probe) if is_remote(probe) else functools.partial(open, probe)
+    try:
+        with open_file("w") as file:
+            file.write("")
+        remove(probe)
+    except Exception as error:
+        if not isinstance(error, file_errors()):
+            raise
+        raise UserError(f"{name}: cannot be written to: {explain_error(error)}; {advice}") from error
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: str, flag: str) -> Iterator[None]:
+    """Turns an error about writing files inside the block into one line.
+
+    Args:
+        path: the folder that is written to.
+        flag: the flag that named it, for the message.
+
+    Raises:
+        UserError: if the disk is full, the folder vanished, may not be written to, and the like.
+    """
+    from tensorflow import errors
+
+    try:
+        yield
+    except (errors.InvalidArgumentError, errors.DataLossError):  # Not about files that are written.
+        raise
+    except (errors.OpError, OSError) as error:
+        raise UserError(
+            f"--{flag}={path}: cannot be written to: {explain_error(error)}; what was saved before is intact; fix it "
+            "(is the disk full?) and start again with the same flags"
+        ) from error

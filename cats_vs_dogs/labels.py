@@ -1,0 +1,19 @@
+"""The classes of the kit, and what makes a prediction a dog."""
+
+from typing import Any
+
+CLASS_NAMES = ("cat", "dog")  # A label is an index of this tuple.
+NUM_CLASSES = len(CLASS_NAMES)
+CAT, DOG = range(NUM_CLASSES)
+
+
+def is_dog(probability: Any) -> Any:
+    """Returns whether a probability of a dog means "dog": whether it is above one half.
+
+    Args:
+        probability: a float in [0, 1], or an array of them.
+
+    Returns:
+        A bool, or an array of them of the same shape.
+    """
+    return probability > 0.5
