@@ -124,7 +124,7 @@ def divide(shard: tuple[int, str], num_parts: int, batch_size: int) -> Iterator[
     first, start = 0, 0
     if num_parts > 1:
         part_bytes = tf.io.gfile.stat(path).length / num_parts
-        with contextlib.suppress(tfrecords.Damage):
+        with contextlib.suppress(tfrecords.DamageError):
             for record, (position, _) in enumerate(tfrecords.walk(path)):
                 if position - start >= part_bytes and record - first >= batch_size:
                     yield Part(number, path, first, start, record - first)
@@ -156,7 +156,7 @@ def predict(part: Part, model_dir: str, batch_size: int) -> Iterator[tuple[int, 
                 yield part.shard, _predict_batch(first, records, model_dir)
                 first, records = first + batch_size, []
             records.append(record)
-    except tfrecords.Damage as error:
+    except tfrecords.DamageError as error:
         damage = (first + len(records), "", str(error))
     batch = _predict_batch(first, records, model_dir)
     if damage:

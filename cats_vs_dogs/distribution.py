@@ -1,4 +1,4 @@
-"""On which devices a model trains and predicts: of this machine, or of several that train one model together."""
+"""The devices that a model runs on: those of this machine, or of several machines that train one model together."""
 
 import contextlib
 import dataclasses
@@ -17,12 +17,12 @@ from cats_vs_dogs.utils import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The devices that work on one model. On several machines a process, a worker, runs on each.
+    """All devices that work on one model. With several machines, each runs one process, called a worker.
 
     Attributes:
-        strategy: its replicas are the devices of all workers, those of the chief first.
-        num_workers: how many processes there are.
-        worker: the number of this one; 0 is the chief, which alone logs steps, evaluates and writes.
+        strategy: has one replica per device of all workers, the chief's first.
+        num_workers: number of processes.
+        worker: number of this process. Worker 0 is the chief; only the chief logs steps, evaluates and writes files.
     """
 
     strategy: tf.distribute.Strategy
@@ -31,77 +31,80 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process is the chief."""
         return self.worker == 0
 
     @property
     def num_replicas(self) -> int:
-        """How many devices there are, those of all workers together."""
+        """The number of devices of all workers together."""
         return self.strategy.num_replicas_in_sync
 
     @property
     def replicas(self) -> range:
-        """The numbers of this process's devices among all."""
-        num_here = self.num_replicas // self.num_workers
-        return range(self.worker * num_here, (self.worker + 1) * num_here)
+        """The numbers of this process's replicas among all replicas."""
+        num_local = self.num_replicas // self.num_workers
+        return range(self.worker * num_local, (self.worker + 1) * num_local)
 
     def distribute(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        """Brings batches to the devices of this process before they are asked for.
+        """Prefetches batches to the devices of this process.
 
         Args:
-            batches: for one of `replicas` after the other, as `readers.make_training_dataset` gives them.
+            batches: replica batches, one for each of `replicas` in turn, as `readers.make_training_dataset` returns
+                them: ids, images, labels and weights.
 
         Returns:
-            Images, labels and shares: images uint8 on GPUs, where bytes are brought and floats are made; float32 in
-            [-1, 1] on CPUs.
+            Images, labels and weights, where a weight is the replica batch's fraction of the global batch. Images are
+            uint8 on GPUs, which scale them after the transfer, and float32 in [-1, 1] on CPUs.
         """
         gpus = tf.config.list_logical_devices("GPU")
         if not gpus:
             batches = readers.scale_batches(batches)
-        batches = batches.map(lambda unused_ids, *columns: columns)  # Strings have no place on a GPU.
+        batches = batches.map(lambda unused_ids, *columns: columns)  # GPUs do not take strings.
         if self.num_replicas == 1:
             return batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name)) if gpus else batches
-        # Said to be endless, since the devices would otherwise agree at each step whether there is one more: who takes
-        # the batches knows their number.
-        endless = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-        return self.strategy.distribute_datasets_from_function(lambda unused_context: endless)
+        # Marked infinite; otherwise TensorFlow synchronizes all devices at each step to ask whether a batch is left.
+        # The training loop knows the number of batches.
+        infinite = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        return self.strategy.distribute_datasets_from_function(lambda unused_context: infinite)
 
     def on_all_devices(self, function: Callable) -> Callable[..., list]:
-        """Returns a function that splits a batch over the devices of this process.
+        """Returns a function that splits a batch over this process's devices and gathers the outputs in a list.
 
         Args:
-            function: of some tensors, each [batch, ...]; its outputs are tensors.
+            function: takes tensors of shape [batch, ...] and returns a tensor or a structure of tensors.
 
         Returns:
-            A function of the same tensors, which returns a list of outputs: of the first part of the batch, the
-            second, and so on. Parts without a row are left out.
+            A function that takes the same tensors. It returns the list of `function`'s outputs for the replica batches,
+            in the order of their rows. Replicas without a row are left out.
         """
         if len(self.replicas) == 1:
             return lambda *columns: [function(*columns)]
 
         def on_replica(*columns: tf.Tensor) -> object:
-            return function(*columns)  # Of its own: a tf.function takes no per-replica values from `strategy.run`.
+            return function(*columns)  # `strategy.run` cannot pass per-replica values to a tf.function directly.
 
         run = tf.function(lambda *columns: self.strategy.run(on_replica, args=columns), reduce_retracing=True)
 
-        def split_and_run(*columns: tf.Tensor) -> list:
-            size, num_parts = len(columns[0]), len(self.replicas)
-            starts = [size * i // num_parts for i in range(num_parts + 1)]
+        def run_and_gather(*columns: tf.Tensor) -> list:
+            batch_size, num_replicas = len(columns[0]), len(self.replicas)
+            starts = [batch_size * i // num_replicas for i in range(num_replicas + 1)]
 
-            def part(column: tf.Tensor, context: tf.distribute.ReplicaContext) -> tf.Tensor:
+            def replica_rows(column: tf.Tensor, context: tf.distribute.ReplicaContext) -> tf.Tensor:
                 i = int(context.replica_id_in_sync_group) - self.replicas.start
-                return column[starts[i] : max(starts[i + 1], starts[i] + 1)]
+                return column[starts[i] : max(starts[i + 1], starts[i] + 1)]  # At least one row, so that all can run.
 
             distribute = self.strategy.experimental_distribute_values_from_function
-            outputs = run(*(distribute(functools.partial(part, column)) for column in columns))
+            outputs = run(*(distribute(functools.partial(replica_rows, column)) for column in columns))
             by_replica = zip(*map(self.strategy.experimental_local_results, tf.nest.flatten(outputs)), strict=True)
-            packed = [tf.nest.pack_sequence_as(outputs, list(flat)) for flat in by_replica]
-            return [output for i, output in enumerate(packed) if starts[i + 1] > starts[i]]
+            gathered = [tf.nest.pack_sequence_as(outputs, list(flat)) for flat in by_replica]
+            return [output for i, output in enumerate(gathered) if starts[i + 1] > starts[i]]
 
-        return split_and_run
+        return run_and_gather
 
     def any_worker(self, *conditions: bool) -> list[bool]:
-        """Returns which conditions hold on any worker. All workers must ask at the same point, and wait for each other.
+        """Returns for each condition whether it holds on any worker.
+
+        All workers must call this at the same point, with as many conditions. They wait for each other.
 
         Raises:
             UserError: if a worker was lost.
@@ -110,16 +113,19 @@ class Cluster:
             return list(conditions)
         return (self._sum(tf.constant(conditions, tf.float32)).numpy() > 0).tolist()
 
-    def wait(self) -> None:
-        """Waits until all workers are at this point.
+    def sync(self) -> None:
+        """Waits until all workers have called this.
 
         Raises:
             UserError: if a worker was lost.
         """
         self.any_worker(False)
 
-    def of_chief(self, number: int) -> int:
-        """Returns the number that the chief gives. All workers must ask at the same point.
+    def broadcast_from_chief(self, number: int) -> int:
+        """Returns the chief's number on every worker. All workers must call this at the same point.
+
+        Args:
+            number: the number to broadcast; only that of the chief counts.
 
         Raises:
             UserError: if a worker was lost.
@@ -129,34 +135,38 @@ class Cluster:
         return int(self._sum(tf.constant(number if self.is_chief else 0, tf.int64))) // len(self.replicas)
 
     def _sum(self, value: tf.Tensor) -> tf.Tensor:
-        """Sums over the replicas of all workers."""
-        with self.named_losses():
+        """Returns the sum of a value over the replicas of all workers."""
+        with self.explain_lost_workers():
             return self.strategy.experimental_local_results(self._sum_in_graph(value))[0]
 
     @functools.cached_property
     def _sum_in_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
         def on_replica(value: tf.Tensor) -> tf.Tensor:
-            here = tf.identity(value)  # On the device of the replica.
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
+            local = tf.identity(value)  # On the replica's device.
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
 
         return tf.function(lambda value: self.strategy.run(on_replica, args=(value,)))
 
     @contextlib.contextmanager
-    def named_losses(self) -> Iterator[None]:
-        """Turns what TensorFlow raises inside the block when another worker is gone into one line.
+    def explain_lost_workers(self) -> Iterator[None]:
+        """Turns TensorFlow's error about a lost worker, raised inside the block, into one line for the user.
+
+        Put it around everything that workers do together. Blocks that explain other errors, such as
+        `files.explain_write_errors`, belong outside of it; otherwise they take the error for one of theirs. The methods
+        of this class already contain the block, and nested blocks are harmless.
 
         Raises:
-            UserError: if a worker was lost.
+            UserError: if another worker was lost.
         """
         try:
             yield
-        except (tf.errors.OpError, UserError) as error:  # A UserError if it came within a user's code.
+        except (tf.errors.OpError, UserError) as error:  # A UserError if it passed through a user's code.
             signs = ("Collective ops is aborted", "coordination service", "CollectiveReduce", "CollectiveBcast")
             if self.num_workers == 1 or not any(sign in str(error) for sign in signs):
                 raise
             raise UserError(
-                f"another worker of the cluster was lost (this is {self}); see what it said last; training ended "
-                "on all of them, and goes on from the last checkpoint when all are started again"
+                f"another worker of the cluster was lost (this is {self}); training ended on all workers; see the last "
+                "log lines of the lost one, then start all again: they resume from the last checkpoint"
             ) from error
 
     def __str__(self) -> str:
@@ -164,59 +174,62 @@ class Cluster:
 
 
 def local_devices() -> Cluster:
-    """Returns the devices of this machine: all GPUs if there are several, else the one device.
+    """Returns the devices of this machine: all its GPUs, or the CPU if it has no GPU.
 
-    Several CPUs are several devices only where someone has divided the CPU with
-    `tf.config.set_logical_device_configuration`, to try several devices without GPUs.
+    To try several devices without GPUs, divide the CPU with `tf.config.set_logical_device_configuration`.
     """
     devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
     return Cluster(tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy())
 
 
 def join_cluster() -> Cluster:
-    """Returns the devices to train on: of all workers if the variable TF_CONFIG names several, else of this machine.
+    """Returns the devices to train on: those of all workers that the variable TF_CONFIG names, or of this machine.
 
-    To be called before anything is calculated: TensorFlow can join a cluster only at the start of a process.
+    Call it before TensorFlow computes anything: a process can join a cluster only at its start.
 
     Raises:
-        UserError: if TF_CONFIG is not what it should be, or has tasks that this kit has no use for.
+        UserError: if TF_CONFIG is invalid or has kinds of tasks that the kit does not support.
     """
-    cluster = tasks_of(os.environ.get("TF_CONFIG", ""))
+    cluster = read_tf_config(os.environ.get("TF_CONFIG", ""))
     if cluster is None:
         os.environ.pop("TF_CONFIG", None)
         joined = local_devices()
     else:
         config, num_workers, worker = cluster
-        os.environ["TF_CONFIG"] = json.dumps(config)  # With "chief", where TensorFlow does not know "master".
+        os.environ["TF_CONFIG"] = json.dumps(config)  # With "chief" for "master", which TensorFlow does not know.
         logging.info("Worker %d of %d: waiting for the others.", worker + 1, num_workers)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             joined = Cluster(tf.distribute.MultiWorkerMirroredStrategy(), num_workers, worker)
         except tf.errors.OpError as error:
-            raise UserError(f"TF_CONFIG={os.environ['TF_CONFIG']}: cannot join the cluster: {error.message}") from error
-        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow listens to it, too, and would keep it for itself.
+            raise UserError(
+                f"TF_CONFIG={os.environ['TF_CONFIG']}: cannot join the cluster: {error.message}; check that every "
+                "worker runs and can be reached at its address"
+            ) from error
+        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has installed a handler of its own.
         logging.info("Training on %d devices. This is %s.", joined.num_replicas, joined)
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
     logging.info(*(("Using the following GPUs to train: %s", gpus) if gpus else ("No GPUs found. Training on CPU.",)))
     return joined
 
 
-def tasks_of(tf_config: str) -> tuple[dict, int, int] | None:
-    """Reads the variable TF_CONFIG, as Vertex AI and others set it.
+def read_tf_config(tf_config: str) -> tuple[dict, int, int] | None:
+    """Parses the environment variable TF_CONFIG, which Vertex AI and other services set.
 
     https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable
 
     Args:
-        tf_config: its text, "" if it is not set.
+        tf_config: the variable's text; "" if it is not set.
 
     Returns:
-        TF_CONFIG with "chief" for "master", the number of workers, and the number of this one; None if it is alone.
+        (config, num_workers, worker): the parsed variable with "chief" for "master", the number of workers, and the
+        number of this worker. None if there is only one worker.
 
     Raises:
-        UserError: if it is not what it should be, or has tasks that this kit has no use for.
+        UserError: if the variable is invalid or has kinds of tasks that the kit does not support.
     """
 
-    def refuse(reason: str) -> UserError:
+    def invalid(reason: str) -> UserError:
         return UserError(f"TF_CONFIG={tf_config}: {reason}")
 
     try:
@@ -225,32 +238,32 @@ def tasks_of(tf_config: str) -> tuple[dict, int, int] | None:
         task = config.get("task", {})
         job, index = str(task.get("type", "worker")), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError) as error:
-        raise refuse(
+        raise invalid(
             'is not JSON like {"cluster": {"chief": ["host:port"], "worker": ["host:port"]}, "task": {"type": '
-            '"worker", "index": 0}}; mend it, or unset it to train on this machine alone'
+            '"worker", "index": 0}}; fix it, or unset it to train on this machine alone'
         ) from error
     job = "chief" if job == "master" else job
     if "ps" in (*cluster, job):
-        raise refuse(
-            'has parameter servers ("ps"), which this kit has no use for: all workers hold the whole model; take them '
-            'out, and give "chief" and "worker" only'
+        raise invalid(
+            'has parameter servers ("ps"), which this kit does not support: each worker holds the complete model; take '
+            'them out, and give "chief" and "worker" only'
         )
     if job == "evaluator" or "evaluator" in cluster:
-        raise refuse(
-            'has an "evaluator", which this kit has no use for; take it out, and run eval.py as a job of its own, or '
+        raise invalid(
+            'has an "evaluator", which this kit does not support; take it out, and run eval.py as a job of its own, or '
             "pass --eval_data_pattern to train.py"
         )
-    foreign = set(cluster) - {"chief", "worker"}
-    if foreign:
-        raise refuse(f'has tasks of the kind "{min(foreign)}"; give "chief" and "worker" only')
+    unknown = set(cluster) - {"chief", "worker"}
+    if unknown:
+        raise invalid(f'has tasks of the kind "{min(unknown)}"; give "chief" and "worker" only')
     tasks = [("chief", i) for i in range(len(cluster.get("chief", ())))]
     tasks += [("worker", i) for i in range(len(cluster.get("worker", ())))]
     if len(tasks) <= 1:
         return None
     if len(cluster.get("chief", ())) > 1:
-        raise refuse("has more than one chief; give one")
+        raise invalid("has more than one chief; give one")
     if (job, index) not in tasks:
-        raise refuse(f'its task, {job} {index}, is not in its cluster; name one that is there as "task"')
+        raise invalid(f'its task, {job} {index}, is not in its cluster; set "task" to one of the cluster')
     return (
         {**config, "cluster": cluster, "task": {**task, "type": job, "index": index}},
         len(tasks),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: heard at once, obeyed between two steps."""
+"""Ctrl-C and SIGTERM during training: noticed at once, obeyed between two steps."""
 
 import contextlib
 import os
@@ -12,37 +12,44 @@ from absl import logging
 
 
 class StopRequest:
-    """Whether the process was asked to stop, and by which signal.
+    """A request to stop training, made by a signal. It is true once the request was made.
 
     Attributes:
-        is_made: bool `tf.Variable`, so that a graph of many steps sees it between two of them.
-        signal_number: of the signal that asked; None: none did.
+        requested: bool `tf.Variable`, whether the request was made. A graph that runs many steps reads it between two
+            steps.
+        signal_number: number of the signal that made the request; None if there was no request.
     """
 
     def __init__(self):
-        self.is_made = tf.Variable(False, trainable=False, name="stop")
+        self.requested = tf.Variable(False, trainable=False, name="stop")
         self.signal_number: int | None = None
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    def make(self, signal_number: int) -> None:
-        """Asks to stop. A second Ctrl-C ends the process at once; a second SIGTERM, as some systems send, does not."""
+    def request(self, signal_number: int) -> None:
+        """Requests a stop.
+
+        A second signal ends the process at once if it is Ctrl-C. A second SIGTERM is ignored: some systems send two.
+
+        Args:
+            signal_number: `signal.SIGINT` for Ctrl-C, or `signal.SIGTERM`.
+        """
         if self:
             if signal_number == signal.SIGINT:
                 os._exit(128 + signal_number)
             return
         self.signal_number = signal_number
-        self.is_made.assign(True)
+        self.requested.assign(True)
         name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[signal_number]
         logging.warning("%s: training stops after this step and saves. Ctrl-C again quits at once.", name)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes Ctrl-C and SIGTERM as requests to stop, within the block.
+        """Takes Ctrl-C and SIGTERM inside the block as requests to stop.
 
-        Python runs a signal handler only between two of its own instructions, that is after all the steps of a graph.
-        The number of the signal, however, is written to the wake-up socket at once, and a thread reads it there.
+        Python runs a signal handler only between two of its own instructions: here, after all steps of a graph. The
+        signal's number, however, is written to the wake-up socket at once, and a thread reads it from there.
         """
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
@@ -50,7 +57,7 @@ class StopRequest:
         def listen() -> None:
             while number := receiver.recv(1):
                 if number[0] in (signal.SIGINT, signal.SIGTERM):
-                    self.make(number[0])
+                    self.request(number[0])
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
@@ -68,4 +75,4 @@ class StopRequest:
 
 
 def _do_nothing(unused_number, unused_frame) -> None:
-    """Without a handler of Python's the number of the signal is not written."""
+    """A signal handler. Python writes a signal's number to the wake-up socket only if the signal has a handler."""

@@ -289,7 +289,7 @@ def make_training_dataset(
     num_replicas: int = 1,
     replicas: range = range(1),
     augment: str = "none",
-    growth: augmentation.Growth | None = None,
+    growth: augmentation.SizeSchedule | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of a training run, from any step on.
 

@@ -1,4 +1,4 @@
-"""The record format: what one TFRecord holds, how shards are named, how many records a shard has."""
+"""The TFRecord format: what a record holds, how shards are named, and reading a shard without decoding it."""
 
 import contextlib
 import os
@@ -9,14 +9,14 @@ from typing import NamedTuple
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs.files import explain_error
+from cats_vs_dogs import files
 from cats_vs_dogs.utils import UserError
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
-FILENAME = "image/filename"  # bytes: the id of the example, such as "dog.12.jpg"
+FILENAME = "image/filename"  # bytes: the example's id, such as "dog.12.jpg"
 LABEL = "image/class/label"  # int64: 1 = dog, 0 = cat; absent in test shards
 
-# A record on disk: its length (uint64), a CRC of the length (uint32), its bytes, a CRC of those (uint32).
+# In a file, a record is its length (uint64), the length's checksum (uint32), its bytes, the bytes' checksum (uint32).
 # https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -24,17 +24,17 @@ _FOOTER = struct.Struct("<I")
 _BAD_CHECKSUM = "is damaged from record {} on (checksum); make or download the shard again"
 
 
-class Damage(Exception):
-    """Says why a TFRecord file cannot be read from some record on."""
+class DamageError(Exception):
+    """A TFRecord file is damaged, and the rest of it cannot be read. The message says why and what to do."""
 
 
 def make_example(encoded: bytes, filename: str, label: int | None) -> bytes:
-    """Returns one serialized `tf.train.Example`.
+    """Returns a serialized `tf.train.Example`.
 
     Args:
-        encoded: the bytes of a JPEG file.
-        filename: the id that the prediction CSV will show.
-        label: 1 for a dog, 0 for a cat, None for an unlabelled picture.
+        encoded: the content of a JPEG file.
+        filename: the example's id, which the CSV of predictions shows.
+        label: 1 for a dog, 0 for a cat, None for an unlabelled image.
     """
 
     def bytes_feature(value: bytes) -> tf.train.Feature:
@@ -43,7 +43,7 @@ def make_example(encoded: bytes, filename: str, label: int | None) -> bytes:
     features = {IMAGE: bytes_feature(encoded), FILENAME: bytes_feature(filename.encode("utf-8"))}
     if label is not None:
         features[LABEL] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
-    # Deterministic: by default the order of the features changes from process to process.
+    # Without `deterministic`, the order of the features differs between processes.
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
@@ -53,16 +53,28 @@ def shard_path(folder: str, split: str, index: int, num_shards: int) -> str:
 
 
 def write_shard(path: str, examples: Iterable[bytes]) -> None:
-    """Writes serialized examples as a TFRecord file, aside first and renamed when whole."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    with tf.io.TFRecordWriter(aside) as writer:
+    """Writes serialized examples to a TFRecord file. They are written to a temporary path, which is renamed at the end.
+
+    Args:
+        path: the file to write. An older file there is replaced.
+        examples: the serialized examples.
+
+    Raises:
+        tf.errors.OpError: if a local or remote file cannot be written.
+        OSError: if a local file cannot be renamed.
+    """
+    temporary = files.temporary_path(path)
+    with tf.io.TFRecordWriter(temporary) as writer:
         for example in examples:
             writer.write(example)
-    tf.io.gfile.rename(aside, path, overwrite=True)
+    if files.is_remote(path):
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    else:
+        files.replace(temporary, path)
 
 
-def _what_else(start: bytes) -> str:
-    """Says what to do with a file of some other kind, by its first bytes."""
+def _advice(start: bytes) -> str:
+    """Returns what to do about a file that is not a TFRecord file, judging by its first bytes."""
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"PK", b"RIFF", b"II", b"MM")):
         return "; make shards of pictures with convert_images_to_tfrecords.py"
     if start.startswith(b"\x1f\x8b"):
@@ -71,12 +83,12 @@ def _what_else(start: bytes) -> str:
 
 
 class Scan(NamedTuple):
-    """What the length fields of a TFRecord file say.
+    """The result of `scan`.
 
     Attributes:
-        count: number of records before the damage.
-        damage: what the damage is and what to do about it, "" if there is none.
-        size: bytes of the file.
+        count: number of records; of a damaged file, those before the damage.
+        damage: what the damage is and what to do about it; "" for an intact file.
+        size: size of the file, bytes.
     """
 
     count: int
@@ -85,84 +97,85 @@ class Scan(NamedTuple):
 
 
 def scan(path: str) -> Scan:
-    """Counts the records of a TFRecord file up to its end or to where it is damaged. Looks at the length fields only.
+    """Counts the records of a TFRecord file. Reads their length fields only, so other damage is not found.
 
     Raises:
-        UserError: if the file cannot be read at all.
+        UserError: if the file cannot be opened or read.
     """
     with _reading(path):
         size, count = tf.io.gfile.stat(path).length, 0
     try:
         for _ in walk(path, size=size):
             count += 1
-    except Damage as damage:
+    except DamageError as damage:
         return Scan(count, str(damage), size)
     return Scan(count, "", size)
 
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
+    """Turns an error about reading a file inside the block into a UserError."""
     try:
         yield
     except tf.errors.OpError as error:
-        raise UserError(f"{path}: cannot be read: {explain_error(error)}; leave it out of the pattern") from error
+        raise UserError(f"{path}: cannot be read: {files.explain_error(error)}; leave it out of the pattern") from error
 
 
 def walk(
     path: str, position: int = 0, number: int = 0, with_bytes: bool = False, size: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Goes from record to record of a TFRecord file.
+    """Iterates over the records of a TFRecord file.
 
     Args:
         path: the file.
-        position: where in the file to begin, bytes: 0 or what an earlier walk gave.
-        number: of the record there, from 0, for messages.
-        with_bytes: whether to read the records and not only their length fields.
-        size: bytes of the file, where they are known.
+        position: position of the first record to visit, bytes: 0, or a position that an earlier walk yielded.
+        number: number of that record in the file, counted from 0, for messages.
+        with_bytes: True reads complete records and checks their checksums; False reads only their length fields.
+        size: size of the file in bytes; None asks the file system.
 
     Yields:
-        Where each record begins, and its bytes, or none of them.
+        (position, bytes) of each record. Without `with_bytes` the bytes are b"".
 
     Raises:
-        Damage: where the file is damaged: what the damage is and what to do about it.
-        UserError: if the file cannot be read at all.
+        DamageError: when the walk comes to damage. All records before it have been yielded.
+        UserError: if the file cannot be opened or read.
     """
     with _reading(path):
         if size is None:
             size = tf.io.gfile.stat(path).length
         if size == 0:
-            raise Damage("the file is empty; make it again, or leave it out of the pattern")
+            raise DamageError("the file is empty; make it again, or leave it out of the pattern")
         with tf.io.gfile.GFile(path, "rb") as file:
             while position < size:
                 file.seek(position)
                 header = file.read(_HEADER.size)
                 if not _is_header(header) and position == 0:
-                    raise Damage(f"is not a TFRecord file{_what_else(header)}")
+                    raise DamageError(f"is not a TFRecord file{_advice(header)}")
                 if len(header) == _HEADER.size and not _is_header(header):
-                    raise Damage(_BAD_CHECKSUM.format(number))
+                    raise DamageError(_BAD_CHECKSUM.format(number))
                 length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
                 end = position + _HEADER.size + length + _FOOTER.size
                 if end > size:
-                    raise Damage(f"breaks off within record {number}; make or download the shard again")
+                    raise DamageError(f"breaks off within record {number}; make or download the shard again")
                 record = file.read(length) if with_bytes else b""
                 if with_bytes and _FOOTER.pack(_masked_crc(record)) != file.read(_FOOTER.size):
-                    raise Damage(_BAD_CHECKSUM.format(number))
+                    raise DamageError(_BAD_CHECKSUM.format(number))
                 yield position, record
                 position, number = end, number + 1
 
 
 def is_shard(path: str) -> bool:
-    """Whether a file begins like a TFRecord file."""
+    """Returns whether a file begins like a TFRecord file."""
     with tf.io.gfile.GFile(path, "rb") as file:
         return _is_header(file.read(_HEADER.size))
 
 
 def _is_header(header: bytes) -> bool:
-    """Whether these are a length and its checksum."""
+    """Returns whether these bytes are a record's length and the matching checksum."""
     return len(header) == _HEADER.size and _masked_crc(header[:8]) == _HEADER.unpack(header)[1]
 
 
 def _masked_crc(data: bytes) -> int:
-    """Returns the checksum of TFRecord files: a CRC-32C, turned by 15 bits and moved by a constant."""
+    """Returns the checksum that TFRecord files use: a CRC-32C, rotated right by 15 bits, plus a constant."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

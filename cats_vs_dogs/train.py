@@ -292,7 +292,7 @@ class Report:
         classifier: Classifier,
         learning_rate: Callable[[int], tf.Tensor],
         plan: Plan,
-        growth: augmentation.Growth | None,
+        growth: augmentation.SizeSchedule | None,
     ):
         self.train_dir = train_dir
         self.rows = metrics_file.MetricsFile(train_dir)
@@ -597,7 +597,7 @@ def train_loop(
                 last_save = time.monotonic()
             if is_chief and (is_due(periods.export) or at_end()) and not is_stopped:
                 export(step)
-    cluster.wait()  # For the chief to have written everything.
+    cluster.sync()  # For the chief to have written everything.
     return is_stopped
 
 
@@ -678,7 +678,7 @@ def main() -> None:
     if FLAGS.deterministic:
         tf.config.experimental.enable_op_determinism()
     cluster = distribution.join_cluster()
-    with cluster.named_losses():
+    with cluster.explain_lost_workers():
         train_on(cluster, spec)
 
 
@@ -717,10 +717,12 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
     )
     growth = None
     if 0 < FLAGS.first_image_size < spec.image_size:
-        growth = augmentation.Growth(FLAGS.first_image_size, FLAGS.image_size, plan.total_steps)
+        growth = augmentation.SizeSchedule(FLAGS.first_image_size, FLAGS.image_size, plan.total_steps)
         check_first_size(spec, FLAGS.first_image_size)
     is_new = FLAGS.start_new_model or checkpoints.newest_checkpoint(FLAGS.train_dir) is None
-    is_new = bool(cluster.of_chief(int(is_new)))  # All make the same variables, or they wait for each other.
+    is_new = bool(
+        cluster.broadcast_from_chief(int(is_new))
+    )  # All make the same variables, or they wait for each other.
     with cluster.strategy.scope():
         classifier = Classifier(spec, FLAGS.seed, FLAGS.precision, is_new, any_size=growth is not None)
         optimizer = optimizers.make_optimizer(
@@ -741,7 +743,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
         logging.info("Flag 'start_new_model' is set. Building a new model.")
         checkpoints.delete_training(FLAGS.train_dir)
     checkpoint = checkpoints.TrainingCheckpoint(FLAGS.train_dir, classifier, optimizer, FLAGS.keep_checkpoints)
-    cluster.wait()  # For the chief to have deleted it.
+    cluster.sync()  # For the chief to have deleted it.
     restored = checkpoint.restore_latest()
     start_step = int(checkpoint.progress.step)
     check_same_as_chief(cluster, record, start_step, FLAGS.train_dir)
@@ -830,7 +832,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
             growth,
         )
         # Inside of named_errors, which would look for a bad record in all shards when a worker is lost.
-        with stop.listening(), cluster.named_losses():
+        with stop.listening(), cluster.explain_lost_workers():
             is_stopped = train_loop(
                 Trainer(
                     classifier,
@@ -839,7 +841,7 @@ def train_on(cluster: distribution.Cluster, spec: ModelSpec) -> None:
                     FLAGS.regularization_penalty,
                     jit_compile={"on": True, "off": False, "auto": has_gpu}[FLAGS.jit_compile],
                     measures_waiting=not FLAGS.deterministic,  # TensorFlow then refuses to look at the clock.
-                    stop=stop.is_made,
+                    stop=stop.requested,
                 ),
                 iter(cluster.distribute(batches)),
                 checkpoint,
@@ -885,12 +887,12 @@ def check_same_as_chief(cluster: distribution.Cluster, record: dict, step: int, 
     Raises:
         UserError: if this worker has other flags or shards than the chief, or goes on from another step.
     """
-    if cluster.of_chief(run_record.fingerprint(record)) != run_record.fingerprint(record):
+    if cluster.broadcast_from_chief(run_record.fingerprint(record)) != run_record.fingerprint(record):
         raise utils.UserError(
             f"this is {cluster}: its flags, its shards or its version of TensorFlow are not the chief's; start all "
             "with the same"
         )
-    chief_step = cluster.of_chief(step)
+    chief_step = cluster.broadcast_from_chief(step)
     if step != chief_step:
         raise utils.UserError(
             f"--train_dir={train_dir}: the chief goes on from step {chief_step} there, this worker from step {step}; "

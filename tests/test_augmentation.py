@@ -72,24 +72,24 @@ def test_floats_are_changed_like_bytes(images):
         np.testing.assert_allclose(augment(floats, kind), expected, atol=0.5 / 127.5 + 1e-5)
 
 
-def test_growth_by_hand():
-    growth = augmentation.Growth(64, 128, total_steps=700)  # 400 + 200 + 100 steps
-    assert growth.stages() == [(64, 400), (96, 600), (128, 700)]
-    assert str(growth) == "64 pixels until step 400, 96 pixels until step 600, then 128"
+def test_a_size_schedule_by_hand():
+    schedule = augmentation.SizeSchedule(64, 128, total_steps=700)  # 400 + 200 + 100 steps
+    assert schedule.stages() == [(64, 400), (96, 600), (128, 700)]
+    assert str(schedule) == "64 pixels until step 400, 96 pixels until step 600, then 128"
     steps = {0: 64, 399: 64, 400: 96, 599: 96, 600: 128, 699: 128, 700: 128}
-    assert {step: int(growth.size_at(tf.constant(step, tf.int64))) for step in steps} == steps
+    assert {step: int(schedule.size_at(tf.constant(step, tf.int64))) for step in steps} == steps
     expected = {1: 399 + 200 * 2.25 + 100 * 4, 400: 200 * 2.25 + 100 * 4, 401: 199 + 100 * 16 / 9, 650: 50, 700: 0}
-    assert {step: growth.steps_left(step) for step in expected} == pytest.approx(expected)
-    assert augmentation.Growth(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
+    assert {step: schedule.steps_left(step) for step in expected} == pytest.approx(expected)
+    assert augmentation.SizeSchedule(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
 
 
-def test_growth_with_few_steps_ends_at_the_full_size():
-    assert augmentation.Growth(64, 128, total_steps=3).stages() == [(64, 1), (96, 2), (128, 3)]
-    assert augmentation.Growth(64, 128, total_steps=2).stages() == [(96, 1), (128, 2)]
-    one_step = augmentation.Growth(64, 128, total_steps=1)
+def test_a_size_schedule_with_few_steps_ends_at_the_full_size():
+    assert augmentation.SizeSchedule(64, 128, total_steps=3).stages() == [(64, 1), (96, 2), (128, 3)]
+    assert augmentation.SizeSchedule(64, 128, total_steps=2).stages() == [(96, 1), (128, 2)]
+    one_step = augmentation.SizeSchedule(64, 128, total_steps=1)
     assert one_step.stages() == [(128, 1)] and str(one_step) == "then 128"
     assert int(one_step.size_at(tf.constant(0, tf.int64))) == 128
-    assert augmentation.Growth(32, 224, total_steps=50).stages()[-2:] == [(192, 49), (224, 50)]
+    assert augmentation.SizeSchedule(32, 224, total_steps=50).stages()[-2:] == [(192, 49), (224, 50)]
 
 
 @pytest.mark.parametrize("kind", augmentation.KINDS)

@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_quits_at_once(monkeypatch):
         for number, expected in ((signal.SIGTERM, []), (signal.SIGTERM, []), (signal.SIGINT, [130])):
             os.kill(os.getpid(), number)
             time.sleep(0.2)
-            assert bool(stop) and bool(stop.is_made)
+            assert bool(stop) and bool(stop.requested)
             assert codes == expected
     assert stop.signal_number == signal.SIGTERM
     with pytest.raises(KeyboardInterrupt):  # As before.

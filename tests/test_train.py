@@ -253,10 +253,10 @@ def test_a_request_to_stop_ends_the_graph_between_two_steps():
     classifier = Classifier(spec())
     variables = classifier.model.trainable_variables
     optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(0.1, 16), variables, 1.0)
-    trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False, stop=stop.is_made)
+    trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False, stop=stop.requested)
     batches = random_batches(30)
     assert run_steps(trainer, batches, 9).num_steps == 8
-    stop.make(signal.SIGTERM)
+    stop.request(signal.SIGTERM)
     assert trainer.run_steps(batches, 20).num_steps == 1
     assert int(optimizer.iterations) == 10
 
@@ -282,7 +282,7 @@ def test_a_worker_that_would_do_something_else_than_the_chief_is_refused(monkeyp
 
     cluster = distribution.Cluster(tf.distribute.get_strategy(), num_workers=2, worker=1)
     answers = iter([train.run_record.fingerprint(record(0)), 8])
-    monkeypatch.setattr(distribution.Cluster, "of_chief", lambda self, number: next(answers))
+    monkeypatch.setattr(distribution.Cluster, "broadcast_from_chief", lambda self, number: next(answers))
     if reason is None:
         train.check_same_as_chief(cluster, record(seed), step, "/a")
         return

@@ -146,20 +146,22 @@ def test_a_signal_to_one_worker_stops_all_and_the_step_is_saved(shards, tmp_path
     assert steps[0] == steps[1] and int(steps[0]) % 2000 != 0
 
 
-def test_tasks_of_a_cluster():
-    def tasks_of(cluster, job="worker", index=0):
-        return distribution.tasks_of(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}, "job": {}}))
+def test_the_tasks_of_a_cluster():
+    def read_tf_config(cluster, job="worker", index=0):
+        return distribution.read_tf_config(
+            json.dumps({"cluster": cluster, "task": {"type": job, "index": index}, "job": {}})
+        )
 
     for alone in ("", "{}", '{"task": {"type": "chief", "index": 0}, "environment": "cloud"}'):
-        assert distribution.tasks_of(alone) is None
-    assert tasks_of({"chief": ["a:1"]}, "chief") is None
-    assert tasks_of({"worker": ["a:1"]}) is None
-    config, num_workers, worker = tasks_of({"master": ["a:1"], "worker": ["b:1", "c:1"]}, "worker", 1)
+        assert distribution.read_tf_config(alone) is None
+    assert read_tf_config({"chief": ["a:1"]}, "chief") is None
+    assert read_tf_config({"worker": ["a:1"]}) is None
+    config, num_workers, worker = read_tf_config({"master": ["a:1"], "worker": ["b:1", "c:1"]}, "worker", 1)
     assert config["cluster"] == {"chief": ["a:1"], "worker": ["b:1", "c:1"]} and config["job"] == {}
     assert (num_workers, worker) == (3, 2)
-    config, num_workers, worker = tasks_of({"master": ["a:1"], "worker": ["b:1"]}, "master")
+    config, num_workers, worker = read_tf_config({"master": ["a:1"], "worker": ["b:1"]}, "master")
     assert config["task"] == {"type": "chief", "index": 0} and (num_workers, worker) == (2, 0)
-    assert tasks_of({"worker": ["a:1", "b:1"]}, "worker", 0)[1:] == (2, 0)
+    assert read_tf_config({"worker": ["a:1", "b:1"]}, "worker", 0)[1:] == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_tasks_of_a_cluster():
 )
 def test_a_cluster_that_cannot_be_joined(cluster, job, index, reason):
     with pytest.raises(UserError, match=f"TF_CONFIG=.*{reason}"):
-        distribution.tasks_of(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}}))
+        distribution.read_tf_config(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}}))
 
 
 def test_a_broken_tf_config_is_one_line(fails_in_one_line, tmp_path):
