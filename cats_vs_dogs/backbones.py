@@ -1,4 +1,4 @@
-"""Backbones of keras.applications: one by its name, the pixels that it takes, and its ImageNet weights."""
+"""Backbones of keras.applications: building one by name, its preprocessing, freezing, and pretrained weights."""
 
 import inspect
 import os
@@ -18,14 +18,14 @@ from cats_vs_dogs.utils import UserError, suggest
 
 
 def build(name: str, image_size: int) -> keras.Model:
-    """Returns a backbone without its top, with random weights.
+    """Returns a backbone with random weights and without its top, the layers that predict ImageNet classes.
 
     Args:
         name: a function of keras.applications, such as "EfficientNetV2B0".
         image_size: height and width of the input, pixels.
 
     Raises:
-        UserError: if there is no such backbone, or the image is too small for it.
+        UserError: if there is no such backbone, or it needs larger images.
     """
     function = _function(name)
     try:
@@ -51,19 +51,20 @@ def _function(name: str) -> Callable[..., keras.Model]:
 
 
 def preprocess(name: str, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Brings images to what a backbone takes, as the preprocess_input of its family does, if it has no layers for that.
+    """Applies the backbone's own preprocess_input, so that the backbone sees the pixel values it was pretrained on.
 
-    EfficientNetB0 to B7 keep the mean and variance of pixels among their weights. Keras calculates with those only if
-    it read them from its own kind of file, not from a checkpoint, and builds another network for weights="imagenet"
-    than for others, to mend a mistake in the file (https://github.com/tensorflow/tensorflow/issues/49930). So here
-    their Normalization stays what it is at first, the identity, and its work is done before.
+    EfficientNetB0 to B7 are an exception. They normalize inside the network, with a mean and variance stored among
+    their weights. Keras uses these only when it reads them from its own weights file, not from a checkpoint, and with
+    weights="imagenet" it even builds a different network, to work around a mistake in the file
+    (https://github.com/tensorflow/tensorflow/issues/49930). Here their Normalization layer stays at its initial value,
+    the identity, and this function normalizes instead.
 
     Args:
-        name: of the backbone.
+        name: the backbone's name.
         images: float32 [batch, height, width, 3] in [-1, 1].
 
     Returns:
-        float32 [batch, height, width, 3].
+        float32 [batch, height, width, 3], in the range that the backbone expects.
     """
     pixels = (images + 1.0) * 127.5
     if name.startswith("EfficientNetB"):
@@ -72,17 +73,17 @@ def preprocess(name: str, images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def freeze(backbone: keras.Model, trainable_from: str | None) -> None:
-    """Makes layers of a backbone trainable or not.
+    """Freezes the first layers of a backbone, and its batch norm everywhere.
 
-    Batch norm stays as it is even behind `trainable_from`: its averages are of 1.2 million pictures, and those of small
-    batches would undo what was learned (https://keras.io/guides/transfer_learning/).
+    Batch norm stays frozen even after `trainable_from`: its averages come from 1.2 million images, and the averages of
+    small batches would undo what was learned (https://keras.io/guides/transfer_learning/).
 
     Args:
-        backbone: will be changed.
-        trainable_from: name of the first layer that is trained; "all": all are; None: none is.
+        backbone: the backbone to change.
+        trainable_from: name of the first trainable layer; "all" trains every layer, None trains no layer.
 
     Raises:
-        UserError: if there is no such layer.
+        UserError: if the backbone has no such layer.
     """
     layers = backbone.layers
     names = ["" if _is_numbered(layer) else layer.name for layer in layers]
@@ -93,14 +94,15 @@ def freeze(backbone: keras.Model, trainable_from: str | None) -> None:
     elif trainable_from and trainable_from in names:
         first = names.index(trainable_from)
     else:
+        # Only the nearest names: a backbone has hundreds of layers.
         nearest = get_close_matches(str(trainable_from), filter(None, names), n=5, cutoff=0.0)
         raise UserError(
             f'--model_params: trainable_from="{trainable_from}": {backbone.name} has no such layer; the nearest names '
-            f'are {", ".join(nearest)}; "all" trains all of it, null nothing'
+            f'are {", ".join(nearest)}; "all" trains every layer, null none'
         )
     for layer in layers[:first]:
         layer.trainable = False
-        if isinstance(layer, keras.layers.Dropout):  # It would make noise: a frozen layer, too, is told `training`.
+        if isinstance(layer, keras.layers.Dropout):  # Frozen layers get training=True, too.
             layer.rate = 0.0
     for layer in layers[first:]:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -108,68 +110,75 @@ def freeze(backbone: keras.Model, trainable_from: str | None) -> None:
 
 
 def _is_numbered(layer: keras.Layer) -> bool:
-    """Whether Keras made up a layer's name, such as conv2d_7; it is another one in the next network of a process."""
+    """Returns whether Keras chose a layer's name, such as conv2d_7. The same layer of a second network is conv2d_8."""
     return re.sub(r"_\d+$", "", layer.name).replace("_", "") == type(layer).__name__.lower()
 
 
 def load_weights(name: str, backbone: keras.Model, weights: str) -> None:
-    """Loads weights into a backbone.
+    """Loads pretrained weights into a backbone.
 
     Args:
-        name: of the backbone.
-        backbone: built by that name.
-        weights: "imagenet": those of keras.applications, downloaded once to ~/.keras/models; or the path of a file such
-            as those, or of what `save_weights` writes, with the top of 1,000 classes or without it.
+        name: the backbone's name.
+        backbone: the backbone, as `build` returns it.
+        weights: "imagenet" for the weights of keras.applications, which are downloaded once to ~/.keras/models; or the
+            path of a weights file: one of keras.applications, or one that Keras' `save_weights` wrote. The file may
+            include the top of 1,000 classes.
 
     Raises:
-        UserError: if there is no such file, it does not fit, or it cannot be downloaded.
+        UserError: if the file does not exist or does not fit, or the download fails.
     """
-    source = _pretrained(name, backbone.input_shape[1:]) if weights == "imagenet" else _read(name, backbone, weights)
-    for target, value in zip(_loadable(backbone), _loadable(source), strict=False):  # The top comes last.
+    if weights == "imagenet":
+        source = _download(name, backbone.input_shape[1:])
+    else:
+        source = _read_file(name, weights, backbone.input_shape[1:])
+    for target, value in zip(_loadable(backbone), _loadable(source), strict=False):  # A top comes last and is unused.
         target.assign(value)
 
 
 def _loadable(network: keras.Model) -> list[keras.Variable]:
-    """All weights but those that `preprocess` stands in for."""
+    """Returns all weights except those of Normalization layers, whose work `preprocess` does."""
     layers = [layer for layer in network.layers if not isinstance(layer, keras.layers.Normalization)]
     return [weight for layer in layers for weight in layer.weights]
 
 
-def _pretrained(name: str, shape: tuple[int, ...]) -> keras.Model:
+def _download(name: str, shape: tuple[int, ...]) -> keras.Model:
+    """Returns the backbone with its ImageNet weights, for images of a shape (height, width, 3)."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # Seconds without an answer; Keras itself would wait for ever.
+    socket.setdefaulttimeout(20)  # Seconds without an answer. Keras itself would wait forever.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # That the weights were made at 224x224.
+            warnings.simplefilter("ignore")  # Keras warns that the weights were trained at 224x224.
             return _function(name)(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:
         raise UserError(
-            f'--model_params: weights="imagenet": the weights of {name} cannot be had: {error}; fetch that file with '
-            'another machine and give its path, "weights": "/path/to/file.h5"'
+            f'--model_params: weights="imagenet": the weights of {name} cannot be downloaded: {error}; download that '
+            'file on another machine and give its path, "weights": "/path/to/file.h5"'
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _read(name: str, backbone: keras.Model, path: str) -> keras.Model:
+def _read_file(name: str, path: str, shape: tuple[int, ...]) -> keras.Model:
+    """Returns the backbone with the weights of a file, for images of a shape (height, width, 3) or with its top."""
     where = f"--model_params: weights={path}"
     with tempfile.TemporaryDirectory() as folder:
         try:
             if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
                 raise UserError(f'{where}: no such file; give the path of a .h5 file, "imagenet", or null for none')
+            local_path = path
             if is_remote(path):
-                path = os.path.join(folder, os.path.basename(path))
-                tf.io.gfile.copy(where.partition("=")[2], path)
+                local_path = os.path.join(folder, os.path.basename(path))
+                tf.io.gfile.copy(path, local_path)
         except tf.errors.OpError as error:
             raise UserError(f"{where}: cannot be read: {explain_error(error)}") from error
         reasons = []
-        for top in ({"include_top": False, "input_shape": backbone.input_shape[1:]}, {"include_top": True}):
-            network = _function(name)(weights=None, **top)
+        for options in ({"include_top": False, "input_shape": shape}, {"include_top": True}):
+            network = _function(name)(weights=None, **options)
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # One for each layer that is not in the file; then it raises.
-                    network.load_weights(path)
+                    warnings.simplefilter("ignore")  # Keras warns of each layer that the file lacks, and then raises.
+                    network.load_weights(local_path)
                 return network
-            except Exception as error:  # Of many kinds.
+            except Exception as error:  # Keras and h5py raise many kinds.
                 reasons.append(str(error).strip().partition("\n")[0])
-    raise UserError(f"{where}: cannot be loaded into {name}, nor with its top: {reasons[0]}")
+    raise UserError(f"{where}: cannot be loaded into {name}, with or without its top: {reasons[0]}; give another file")

@@ -1,4 +1,4 @@
-"""The models of the kit. Add your own here, and name it on the command line: --model=YourModel."""
+"""The kit's models. Add your own here and train it with --model=YourModel."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cats_vs_dogs import backbones, models
 
 
 def _l2(penalty: float) -> keras.regularizers.Regularizer:
-    """The L2 regularizer of 2017, penalty * sum(weights ** 2) / 2; Keras does not halve."""
+    """Returns the L2 regularizer of 2017: penalty * sum(weights ** 2) / 2. The one of Keras is not halved."""
     return keras.regularizers.L2(penalty / 2)
 
 
@@ -19,7 +19,18 @@ def _output(
     output_layer: str,
     kernel_regularizer: keras.regularizers.Regularizer | None = None,
 ) -> keras.KerasTensor:
-    """A last layer that gives the kind of predictions that the loss needs, in float32 whatever the precision."""
+    """Applies a last layer that outputs what the loss needs, in float32 also with mixed precision.
+
+    Args:
+        net: features, [batch, num_features].
+        num_classes: 2.
+        output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
+            [batch, num_classes]).
+        kernel_regularizer: the layer's kernel regularizer.
+
+    Returns:
+        The predictions, float32 [batch, 1] or [batch, num_classes].
+    """
     units = num_classes if output_layer == "logits" else num_classes - 1
     activation = "sigmoid" if output_layer == "probability" else None
     return keras.layers.Dense(units, activation, kernel_regularizer=kernel_regularizer, dtype="float32")(net)
@@ -35,26 +46,27 @@ class LogisticModel(models.BaseModel):
         output_layer: str = "probability",
         l2_penalty: float = 1e-8,
     ) -> dict[str, Any]:
-        """Creates a logistic model.
+        """Creates a logistic regression.
 
         Args:
             model_input: float32 [batch, height, width, 3] in [-1, 1].
             num_classes: 2.
             output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
                 [batch, num_classes]).
-            l2_penalty: weight of the L2 regularization of the kernel.
+            l2_penalty: weight of the kernel's L2 regularization.
 
         Returns:
-            "predictions", of the kind asked for.
+            A dict with "predictions", of the kind that `output_layer` names.
         """
         net = keras.layers.Flatten()(model_input)
         return {"predictions": _output(net, num_classes, output_layer, _l2(l2_penalty))}
 
 
 class MoeModel(models.BaseModel):
-    """A softmax over a mixture of logistic experts, with L2 regularization.
+    """A mixture of logistic experts, with L2 regularization.
 
-    One more gate than there are experts: the last belongs to a dummy expert which always says 0.
+    The prediction is the mean of the experts' probabilities, weighted by a softmax over the gates. One more gate
+    belongs to a dummy expert that always predicts 0.
     """
 
     def create_model(
@@ -70,13 +82,13 @@ class MoeModel(models.BaseModel):
         Args:
             model_input: float32 [batch, height, width, 3] in [-1, 1].
             num_classes: 2.
-            output_layer: "probability" ([batch, 1]), "score" (the probability p of a dog as 2p - 1, [batch, 1]) or
-                "logits" (log(1 - p) and log(p), [batch, num_classes]).
-            num_mixtures: number of experts without the dummy, at least 1.
-            l2_penalty: weight of the L2 regularization of the kernels.
+            output_layer: with p the probability of a dog: "probability" (p, [batch, 1]), "score" (2p - 1, [batch, 1])
+                or "logits" (log(1 - p) and log(p), [batch, num_classes]).
+            num_mixtures: number of experts, at least 1; the dummy expert is not counted.
+            l2_penalty: weight of the L2 regularization of both kernels.
 
         Returns:
-            "predictions", of the kind asked for.
+            A dict with "predictions", of the kind that `output_layer` names.
         """
         net = keras.layers.Flatten()(model_input)
         outputs = num_classes - 1
@@ -84,7 +96,7 @@ class MoeModel(models.BaseModel):
             outputs * (num_mixtures + 1), use_bias=False, kernel_regularizer=_l2(l2_penalty), name="gates"
         )(net)
         experts = keras.layers.Dense(outputs * num_mixtures, kernel_regularizer=_l2(l2_penalty), name="experts")(net)
-        gates, experts = ops.cast(gates, "float32"), ops.cast(experts, "float32")  # With mixed precision they are not.
+        gates, experts = ops.cast(gates, "float32"), ops.cast(experts, "float32")  # For mixed precision.
         gate_weights = ops.softmax(ops.reshape(gates, (-1, outputs, num_mixtures + 1)))
         expert_opinions = ops.sigmoid(ops.reshape(experts, (-1, outputs, num_mixtures)))
         probability = ops.sum(gate_weights[:, :, :num_mixtures] * expert_opinions, axis=-1)
@@ -97,7 +109,7 @@ class MoeModel(models.BaseModel):
 
 
 class ConvNetModel(models.BaseModel):
-    """A small residual network (He et al. 2016), made for pictures of 32 pixels or more."""
+    """A small residual network (He et al. 2016) for images of 32x32 pixels or more."""
 
     def create_model(
         self,
@@ -115,12 +127,12 @@ class ConvNetModel(models.BaseModel):
             num_classes: 2.
             output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
                 [batch, num_classes]).
-            filters: channels at the highest resolution; each of the four stages has twice as many as the one before.
-            num_blocks: residual blocks a stage.
-            dropout: share of the features that the last layer does not see while training.
+            filters: number of channels in the first of the four stages; each later stage has twice as many.
+            num_blocks: number of residual blocks in each stage.
+            dropout: fraction of the features that are dropped in training, at least 0 and below 1.
 
         Returns:
-            "predictions", of the kind asked for.
+            A dict with "predictions", of the kind that `output_layer` names.
         """
 
         def convolution(net, channels, size, strides=1):
@@ -130,7 +142,7 @@ class ConvNetModel(models.BaseModel):
             return keras.layers.BatchNormalization(momentum=0.9)(net)
 
         net = keras.layers.ReLU()(convolution(model_input, filters, 3, strides=2))
-        net = keras.layers.MaxPooling2D(2, padding="same")(net)  # Most of the work is done at a quarter of the size.
+        net = keras.layers.MaxPooling2D(2, padding="same")(net)  # Now a quarter of the size, to save time.
         for stage in range(4):
             channels = filters * 2**stage
             for block in range(num_blocks):
@@ -146,7 +158,7 @@ class ConvNetModel(models.BaseModel):
 
 
 class PretrainedModel(models.BaseModel):
-    """A backbone of keras.applications with weights of ImageNet, frozen or fine-tuned, under a new last layer."""
+    """A backbone of keras.applications with ImageNet weights, frozen or fine-tuned, and a new last layer."""
 
     def create_model(
         self,
@@ -166,15 +178,15 @@ class PretrainedModel(models.BaseModel):
             num_classes: 2.
             output_layer: "probability" (sigmoid, [batch, 1]), "score" (linear, [batch, 1]) or "logits" (linear,
                 [batch, num_classes]).
-            is_new: whether the weights are loaded; False: a checkpoint will be restored instead.
-            backbone: a function of keras.applications. Its own preprocessing of pixels is part of the model.
-            weights: "imagenet", the path of a weights file (see `backbones.load_weights`), or None for random ones.
-            trainable_from: the first layer of the backbone that is trained; "all": all are; None: only the last layer
-                of the model is. Batch norm is never trained (see `backbones.freeze`).
-            dropout: share of the features that are left out in training, at least 0 and below 1.
+            is_new: whether to load `weights`; False if a checkpoint will be restored instead.
+            backbone: a function of keras.applications. The model includes its preprocessing of pixels.
+            weights: "imagenet", the path of a weights file (see `backbones.load_weights`), or None for random weights.
+            trainable_from: name of the backbone's first trainable layer; "all" trains every layer, None trains only
+                the new last layer. Batch norm is never trained, see `backbones.freeze`.
+            dropout: fraction of the features that are dropped in training, at least 0 and below 1.
 
         Returns:
-            "predictions", of the kind asked for.
+            A dict with "predictions", of the kind that `output_layer` names.
         """
         network = backbones.build(backbone, model_input.shape[1])
         backbones.freeze(network, trainable_from)
@@ -182,6 +194,6 @@ class PretrainedModel(models.BaseModel):
         net = keras.layers.GlobalAveragePooling2D(dtype="float32")(net)
         net = keras.layers.Dropout(dropout, dtype="float32")(net)
         predictions = _output(net, num_classes, output_layer)
-        if is_new and weights is not None:  # At the end: the random numbers above are the same without it.
+        if is_new and weights is not None:  # Last, so that the layers above get the same random values.
             backbones.load_weights(backbone, network, weights)
         return {"predictions": predictions}

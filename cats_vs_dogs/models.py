@@ -1,4 +1,4 @@
-"""The base class of models, and how the kit wraps what a model returns into Keras models."""
+"""The base class of models, and `build_model`, which turns one into Keras models for training and prediction."""
 
 from typing import Any
 
@@ -8,55 +8,57 @@ from cats_vs_dogs.utils import UserError, accepted_arguments, place_of, user_cod
 
 
 class BaseModel:
-    """Inherit from this class in cvd_models.py to add a model; name it with --model=YourModel."""
+    """The base class of models. To add a model, inherit from it in cvd_models.py and pass --model=YourModel."""
 
     def create_model(self, model_input: keras.KerasTensor, num_classes: int = 2, **params: Any) -> dict[str, Any]:
-        """Defines the network. Called once; the same graph serves training, evaluation and export.
+        """Defines the network. It is called once; training, evaluation and export share the result.
 
-        Use `keras.layers` and `keras.ops`. Layers know by themselves whether they train (dropout, batch norm,
-        augmentation), and their regularizers are added to the loss.
+        Use `keras.layers` and `keras.ops`. Dropout, batch norm and augmentation layers switch between training and
+        inference by themselves. Regularizers of layers are added to the loss.
 
         Args:
-            model_input: symbolic float32 [batch, height, width, 3] in [-1, 1].
-            num_classes: 2, cats (0) and dogs (1).
-            **params: what the model asks for by naming it: `labels`, symbolic int32 [batch, 1], 1 = dog;
-                `output_layer`, which kind of predictions the loss needs (see `losses.BaseLoss.output_layer`);
-                `is_new`, whether training starts with this model, and not from a checkpoint that will be restored:
-                only then need weights be loaded from elsewhere;
-                anything given with --model_params.
+            model_input: symbolic float32 [batch, height, width, 3], pixels in [-1, 1].
+            num_classes: 2; class 0 is cat, class 1 is dog.
+            **params: optional arguments; your method receives those that its signature names.
+                `labels`: symbolic int32 [batch, 1], 1 = dog.
+                `output_layer`: the kind of predictions that the loss needs, see `losses.BaseLoss.output_layer`.
+                `is_new`: True if training starts from this model, so pretrained weights should be loaded; False if
+                    a checkpoint will be restored.
+                Any other name: its value from --model_params.
 
         Returns:
-            A dict with "predictions": [batch, 1], the probability that it is a dog unless the loss needs another
-            kind; or [batch, num_classes]. It may have "loss", a scalar that replaces the label loss, and
-            "regularization_loss", a scalar that is added, weighted with --regularization_penalty.
+            A dict. "predictions" is a tensor of shape [batch, 1], the probability of a dog unless the loss needs
+            another kind, or of shape [batch, num_classes]. Two keys are optional: "loss", a scalar that replaces the
+            label loss, and "regularization_loss", a scalar that is added to the loss, multiplied by
+            --regularization_penalty.
         """
         raise NotImplementedError
 
 
 class BuiltModel:
-    """A model of cvd_models.py, built: one set of weights, seen by training and by prediction.
+    """A built model of cvd_models.py. Training and prediction share its weights.
 
     Attributes:
-        name: the class name of the model.
-        network: from images, float32 [batch, size, size, 3], to predictions.
+        name: the model's class name.
+        network: computes predictions from images, float32 [batch, size, size, 3] in [-1, 1].
     """
 
     def __init__(self, name: str, network: keras.Model, with_losses: keras.Model | None):
         self.name = name
         self.network = network
         self._with_losses = with_losses
-        self._whole = with_losses or network
+        self._all_layers = with_losses or network  # A loss of the model's own may have layers that `network` lacks.
 
     def __call__(self, images, labels, training: bool) -> dict[str, Any]:
-        """Returns the model's outputs for a batch.
+        """Computes the model's outputs for a batch.
 
         Args:
             images: float32 [batch, size, size, 3] in [-1, 1].
             labels: int32 [batch, 1].
-            training: whether dropout, batch norm and augmentation layers train.
+            training: whether dropout, batch norm and augmentation layers run in training mode.
 
         Returns:
-            "predictions", and the scalars "loss" and "regularization_loss" if the model gives them.
+            A dict with "predictions", and with the scalars "loss" and "regularization_loss" if the model has them.
         """
         if self._with_losses is None:
             return {"predictions": self.network(images, training=training)}
@@ -64,24 +66,24 @@ class BuiltModel:
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """The variables that an optimizer moves."""
-        return self._whole.trainable_variables
+        """The variables that the optimizer updates."""
+        return self._all_layers.trainable_variables
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """Trainable variables and moving averages, in the order of the layers."""
-        return self._whole.weights
+        """Trainable variables and moving averages, in layer order."""
+        return self._all_layers.weights
 
     @property
     def seed_states(self) -> list[keras.Variable]:
-        """The states of the random generators in layers such as dropout, which `weights` leaves out."""
-        weights = {id(variable) for variable in self._whole.weights}
-        return [variable for variable in self._whole.variables if id(variable) not in weights]
+        """The random generator states of layers such as dropout, which `weights` does not contain."""
+        weights = {id(variable) for variable in self._all_layers.weights}
+        return [variable for variable in self._all_layers.variables if id(variable) not in weights]
 
     @property
     def regularizer_losses(self) -> list:
-        """The scalars that the regularizers of the layers give for the present weights."""
-        return self._whole.losses
+        """The current values of the layers' regularizers, scalars."""
+        return self._all_layers.losses
 
 
 def build_model(
@@ -92,22 +94,22 @@ def build_model(
     params: dict[str, Any],
     is_new: bool = False,
 ) -> BuiltModel:
-    """Calls `create_model` once, checks what it returns, and wraps it.
+    """Calls `create_model` once, checks its result, and builds Keras models from it.
 
     Args:
         model: the user's model.
-        image_size: height and width of the input, pixels; None: any.
+        image_size: height and width of the input, pixels; None allows any size.
         num_classes: 2.
-        output_layer: the kind of predictions that the loss needs.
-        params: from --model_params.
-        is_new: whether training starts with this model; False: its weights will be restored or copied.
+        output_layer: the kind of predictions that the loss needs, see `losses.BaseLoss.output_layer`.
+        params: the arguments from --model_params.
+        is_new: True if training starts from this model; False if its weights will be restored or copied.
 
     Returns:
         The built model.
 
     Raises:
-        UserError: if `create_model` uses a raw TensorFlow op on its input, returns something else than promised, or
-            needs to know the size of its input where that may be any.
+        UserError: if `create_model` fails, applies a raw TensorFlow op to its input, returns anything but the
+            promised dict, or needs a fixed input size while `image_size` is None.
     """
     name = type(model).__name__
     if type(model).create_model is BaseModel.create_model:
@@ -139,7 +141,7 @@ def build_model(
         if "disconnected" in str(error) or "not connected" in str(error):
             raise UserError(
                 f'{name}.create_model: "predictions" must be computed from model_input alone, "loss" from model_input '
-                "and labels; another input was found"
+                "and labels; remove the other input"
             ) from error
         raise
     built = BuiltModel(name, network, with_losses)
@@ -157,24 +159,25 @@ def _is_symbolic(value: Any) -> bool:
 
 
 def _raw_op_message(name: str, error: Exception) -> str:
-    """Says in one line where a raw TensorFlow op met a symbolic tensor, and what to write instead."""
+    """Returns the error message for a raw TensorFlow op on a symbolic tensor: where it is, and what to use instead."""
     return (
         f"{name}.create_model applies something that is not Keras to a symbolic tensor ({place_of(error)}); use a "
-        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); the READMEs have a table: "
-        "Porting a 2017 model"
+        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); see the table in the README, "
+        "section Porting a 2017 model"
     )
 
 
 def _one_size_message(name: str, error: Exception) -> str:
+    """Returns the error message for a model that needs a fixed input size."""
     reason = str(error).strip().partition("\n")[0]
     return (
         f"--first_image_size: {name} cannot be built for pictures that grow ({reason}; {place_of(error)}); leave the "
-        "flag out, or have convolutions followed by GlobalAveragePooling2D, as in ConvNetModel"
+        "flag out, or use a model that takes any size: convolutions, then GlobalAveragePooling2D, as in ConvNetModel"
     )
 
 
 def _check_result(name: str, result: Any, num_classes: int) -> None:
-    """Raises UserError unless `result` is what `create_model` promises."""
+    """Raises UserError unless `result` is a dict as described in `BaseModel.create_model`."""
     where = f"{name}.create_model"
     if not isinstance(result, dict):
         raise UserError(f'{where} must return a dict such as {{"predictions": ...}}; it returned {_describe(result)}')
@@ -196,7 +199,7 @@ def _check_result(name: str, result: Any, num_classes: int) -> None:
             continue
         raise UserError(
             f'{where}: "{key}" must be a scalar Keras tensor computed from model_input; it is {_describe(value)}'
-            + ("; to penalise weights give the layer a kernel_regularizer" if key == "regularization_loss" else "")
+            + ("; to penalize weights, give the layer a kernel_regularizer" if key == "regularization_loss" else "")
         )
 
 

@@ -122,7 +122,9 @@ def test_weights_are_needed_only_when_training_starts(tmp_path):
 def test_a_file_that_does_not_fit(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("not HDF5")
-    with pytest.raises(UserError, match=f"weights={path}: cannot be loaded into MobileNet, nor with its top: Unable"):
+    with pytest.raises(
+        UserError, match=f"weights={path}: cannot be loaded into MobileNet, with or without its top: Unable"
+    ):
         backbones.load_weights("MobileNet", backbones.build("MobileNet", 32), str(path))
 
 
@@ -133,7 +135,8 @@ def test_without_the_internet_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
     monkeypatch.setattr("socket.getaddrinfo", no_network)
     said = (
-        r"MobileNet cannot be had: .*https://.*/mobilenet_1_0_224_tf_no_top.h5.*not known; fetch that file .* its path"
+        "MobileNet cannot be downloaded: .*https://.*/mobilenet_1_0_224_tf_no_top.h5.*not known; "
+        "download that file .* its path"
     )
     with pytest.raises(UserError, match=said):
         backbones.load_weights("MobileNet", backbones.build("MobileNet", 32), "imagenet")
