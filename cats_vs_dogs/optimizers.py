@@ -1,4 +1,4 @@
-"""Optimizers by their names of 2017 or of Keras, and learning rates as functions of the step."""
+"""Optimizers, found by their 2017 or Keras names, and learning rate schedules."""
 
 import inspect
 import json
@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from cats_vs_dogs.utils import UserError, suggest
 
-# The names of tf.train in 2017, with the defaults they had there where those of Keras differ. MomentumOptimizer had no
-# default momentum and could not be used; 0.9 is the usual one.
+# The names that tf.train had in 2017, with its defaults where those of Keras differ. MomentumOptimizer required a
+# momentum, which the kit of 2017 did not pass; 0.9 is the usual value.
 _NAMES_OF_2017 = {
     "AdadeltaOptimizer": (keras.optimizers.Adadelta, {"rho": 0.95, "epsilon": 1e-8}),
     "AdagradOptimizer": (keras.optimizers.Adagrad, {"initial_accumulator_value": 0.1, "epsilon": 0.0}),
@@ -21,7 +21,7 @@ _NAMES_OF_2017 = {
     "RMSPropOptimizer": (keras.optimizers.RMSprop, {"rho": 0.9, "epsilon": 1e-10}),
 }
 
-# Arguments of optimizers that have flags of their own, or that the training step and its checkpoints know nothing of.
+# Arguments of Keras optimizers that users cannot set: they have flags of their own, or the kit does not support them.
 _SET_BY_THE_KIT = {
     "learning_rate",
     "clipnorm",
@@ -39,7 +39,8 @@ _SET_BY_THE_KIT = {
 SCHEDULES = ("exponential", "cosine", "constant")
 
 
-def _available() -> dict[str, tuple[type, dict]]:
+def _available() -> dict[str, tuple[type, dict[str, float]]]:
+    """Returns the class and its default arguments for each name of an optimizer."""
     by_keras_name = {
         name: (value, {})
         for name, value in vars(keras.optimizers).items()
@@ -51,7 +52,11 @@ def _available() -> dict[str, tuple[type, dict]]:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError if there is no optimizer of that name."""
+    """Checks the name of an optimizer.
+
+    Raises:
+        UserError: if there is no such optimizer.
+    """
     if name not in _available():
         raise UserError(f"--optimizer={name}: no such optimizer{suggest(name, sorted(_available()))}")
 
@@ -64,40 +69,26 @@ def make_optimizer(
     scale_loss: bool = False,
     params: dict[str, Any] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Makes an optimizer, built for the variables it will move.
+    """Creates an optimizer and builds it for the variables to train.
 
-    Weight decay, if there is any, leaves biases and the scales of batch norm alone: everything that is not a matrix or
-    a kernel (Goyal et al. 2017, He et al. 2018).
+    Weight decay applies to kernels and other matrices only, not to biases and the parameters of batch norm (Goyal et
+    al. 2017, He et al. 2018).
 
     Args:
         name: a name of 2017, such as "AdamOptimizer", or of Keras, such as "AdamW".
-        learning_rate: the schedule, a function of the optimizer's step.
-        variables: what is trained.
-        clip_gradient_norm: largest norm of the gradient of each variable; 0: no limit.
-        scale_loss: whether the loss is scaled, up and down by what the gradients bear, as float16 needs.
+        learning_rate: the learning rate schedule, a function of the optimizer's step.
+        variables: the variables to train.
+        clip_gradient_norm: the largest allowed norm of each variable's gradient; 0 means no limit.
+        scale_loss: whether to scale the loss dynamically, as float16 needs.
         params: further arguments of the Keras class, such as {"weight_decay": 0.05}.
 
     Returns:
         The optimizer.
 
     Raises:
-        UserError: if there is no optimizer of that name, or it does not take the parameters.
+        UserError: if there is no such optimizer, or it does not accept the parameters.
     """
-    check_name(name)
-    optimizer_class, arguments = _available()[name]
-    params = params or {}
-    accepted = sorted(set(inspect.signature(optimizer_class).parameters) - _SET_BY_THE_KIT)
-    for param, value in params.items():
-        if param not in accepted:
-            raise UserError(f'--optimizer_params: {name} has no parameter "{param}"; it takes: {", ".join(accepted)}')
-        if not isinstance(value, int | float):
-            raise UserError(f'--optimizer_params: "{param}" must be a number, true or false; got {json.dumps(value)}')
-    try:
-        optimizer = optimizer_class(
-            learning_rate=learning_rate, clipnorm=clip_gradient_norm or None, **{**arguments, **params}
-        )
-    except ValueError as error:
-        raise UserError(f"--optimizer_params={json.dumps(params)}: {error}") from error
+    optimizer = _create(name, params or {}, learning_rate=learning_rate, clipnorm=clip_gradient_norm or None)
     if optimizer.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if len(variable.shape) < 2])
     if scale_loss:
@@ -106,17 +97,57 @@ def make_optimizer(
     return optimizer
 
 
-class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate of a step, counted in examples so that it does not depend on the batch size.
+def configuration(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns everything that decides an optimizer's update rule, to tell whether two runs use the same one.
+
+    Two names of one rule have equal configurations, such as "GradientDescentOptimizer" and "SGD". "AdamOptimizer" and
+    "Adam" do not, because their epsilons differ. The learning rate and clipping have flags of their own and are left
+    out.
 
     Args:
-        base: the learning rate to start with.
-        global_batch_size: examples a step, over all devices.
-        schedule: "exponential": base * decay ** floor(examples / decay_examples), as in 2017; "cosine": from base down
-            to 0 at `total_steps` (Loshchilov and Hutter 2017, without restarts); "constant": base.
+        name: a name of 2017, such as "AdamOptimizer", or of Keras, such as "AdamW".
+        params: further arguments of the Keras class, such as {"weight_decay": 0.05}.
+
+    Returns:
+        "class", the name of the Keras class, and its arguments with defaults filled in, such as "epsilon". All values
+        can be written as JSON.
+
+    Raises:
+        UserError: if there is no such optimizer, or it does not accept the parameters.
+    """
+    optimizer = _create(name, params)
+    arguments = {key: value for key, value in optimizer.get_config().items() if key not in _SET_BY_THE_KIT}
+    return {"class": type(optimizer).__name__, **arguments}
+
+
+def _create(name: str, params: dict[str, Any], **arguments: Any) -> keras.optimizers.Optimizer:
+    """Creates an optimizer with a user's parameters and the kit's arguments, see `make_optimizer`."""
+    check_name(name)
+    optimizer_class, defaults = _available()[name]
+    accepted = sorted(set(inspect.signature(optimizer_class).parameters) - _SET_BY_THE_KIT)
+    for param, value in params.items():
+        if param not in accepted:
+            raise UserError(f'--optimizer_params: {name} has no parameter "{param}"; it takes: {", ".join(accepted)}')
+        if not isinstance(value, int | float):
+            raise UserError(f'--optimizer_params: "{param}" must be a number, true or false; got {json.dumps(value)}')
+    try:
+        return optimizer_class(**{**defaults, **params, **arguments})
+    except ValueError as error:
+        raise UserError(f"--optimizer_params={json.dumps(params)}: {error}; change or leave out that value") from error
+
+
+class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate schedule whose periods are counted in examples, so they do not depend on the batch size.
+
+    Args:
+        base: the initial learning rate, after warm-up.
+        global_batch_size: examples per step, over all devices.
+        schedule: "exponential": base * decay ** floor(examples / decay_examples), as in 2017. "cosine": falls from
+            base to 0 at `total_steps` (Loshchilov and Hutter 2017, without restarts). "constant": base.
         decay: factor of the exponential schedule.
         decay_examples: period of the exponential schedule, examples.
-        warmup_examples: the rate grows linearly from 0 to its full value over so many examples; 0: no warm-up.
+        warmup_examples: length of the warm-up, examples. Meanwhile the scheduled rate is multiplied by a factor that
+            grows linearly to 1. 0 means no warm-up.
         total_steps: the step at which training ends.
     """
 
@@ -139,7 +170,11 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         self.total_steps = total_steps
 
     def __call__(self, step) -> tf.Tensor:
-        """Returns the learning rate, a float32 scalar, of the step with this number (the first is 0)."""
+        """Returns the learning rate of a step, a float32 scalar.
+
+        Args:
+            step: the step, counted from 0.
+        """
         examples = tf.cast(step, tf.float64) * self.global_batch_size
         rate = tf.constant(self.base, tf.float64)
         if self.schedule == "exponential":

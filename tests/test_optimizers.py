@@ -1,12 +1,15 @@
 """Optimizers by name, and the learning rate of a step."""
 
+import inspect
+import json
 import re
 
 import keras
 import numpy as np
 import pytest
 
-from cats_vs_dogs.optimizers import LearningRate, make_optimizer
+from cats_vs_dogs import optimizers
+from cats_vs_dogs.optimizers import LearningRate, configuration, make_optimizer
 from cats_vs_dogs.utils import UserError
 
 
@@ -68,6 +71,42 @@ def test_weight_decay_leaves_biases_alone():
 def test_wrong_parameters_get_one_line(params, message):
     with pytest.raises(UserError, match="^" + re.escape(message)):
         make_optimizer("SGD", LearningRate(0.01, 512), variables(), params=params)
+
+
+def test_configuration_holds_what_decides_the_update():
+    assert configuration("GradientDescentOptimizer", {}) == {
+        "class": "SGD",
+        "momentum": 0.0,
+        "nesterov": False,
+        "weight_decay": None,
+    }
+    adam = configuration("Adam", {})
+    assert adam == {
+        "class": "Adam",
+        "beta_1": 0.9,
+        "beta_2": 0.999,
+        "epsilon": 1e-7,
+        "amsgrad": False,
+        "weight_decay": None,
+    }
+    assert configuration("AdamOptimizer", {}) == {**adam, "epsilon": 1e-8}
+
+
+def test_equal_updates_have_equal_configurations():
+    assert configuration("SGD", {"momentum": 0.9}) == configuration("MomentumOptimizer", {})
+    assert configuration("AdamOptimizer", {"epsilon": 1e-7}) == configuration("Adam", {"beta_1": 0.9})
+    assert configuration("Adam", {"weight_decay": 0.1}) != configuration("Adam", {})
+    with pytest.raises(UserError, match='no parameter "momentun"'):
+        configuration("SGD", {"momentun": 0.9})
+
+
+@pytest.mark.parametrize("name", optimizers._available())
+def test_configurations_are_json_and_name_every_parameter(name):
+    config = configuration(name, {})
+    assert json.loads(json.dumps(config)) == config
+    optimizer_class, _ = optimizers._available()[name]
+    accepted = set(inspect.signature(optimizer_class).parameters) - optimizers._SET_BY_THE_KIT
+    assert accepted <= set(config)
 
 
 def test_exponential_is_a_staircase_in_examples():
