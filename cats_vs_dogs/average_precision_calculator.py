@@ -1,6 +1,6 @@
-"""Average precision of a ranked list, at once or accumulated in pieces.
+"""Average precision of a ranked list, given at once or accumulated in pieces.
 
-Non-interpolated average precision: http://trec.nist.gov/pubs/trec15/appendices/CE.MEASURES06.pdf
+This is non-interpolated average precision: http://trec.nist.gov/pubs/trec15/appendices/CE.MEASURES06.pdf
 """
 
 import random
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Up to here ties are broken as in 2017, by random.seed(0) and random.sample; above, by a seeded shuffle of numpy,
-# which is fifty times as fast. Either way equal predictions come in an order that does not depend on the labels.
-_TIES_OF_2017 = 100_000
+# Equal predictions are put in a random order, so that the order of their labels does not matter. Lists up to this size
+# are shuffled as in 2017, with random.seed(0) and random.sample. For longer lists numpy is fifty times as fast.
+_MAX_SIZE_SHUFFLED_AS_IN_2017 = 100_000
 
 
 class AveragePrecisionCalculator:
-    """Keeps the top n predictions of one class and calculates their average precision.
+    """Calculates the average precision of one class from its top n predictions.
 
     Args:
-        top_n: how many predictions to keep and to judge; None: all.
+        top_n: how many predictions to keep; None keeps all.
 
     Raises:
         ValueError: if `top_n` is neither None nor a positive integer.
@@ -30,13 +30,12 @@ class AveragePrecisionCalculator:
 
     @property
     def heap_size(self) -> int:
-        """How many predictions are kept."""
-        self._keep_top()
-        return self._predictions[0].size if self._predictions else 0
+        """The number of predictions that count: those accumulated, at most `top_n`."""
+        return self._size if self._top_n is None else min(self._size, self._top_n)
 
     @property
     def num_accumulated_positives(self) -> int:
-        """How many positive labels were accumulated, whether kept or not."""
+        """The number of accumulated positive labels, including those outside of the top n."""
         return self._total_positives
 
     def accumulate(
@@ -47,16 +46,17 @@ class AveragePrecisionCalculator:
         Args:
             predictions: [n], scores.
             actuals: [n], labels; above 0 is positive.
-            num_positives: number of positives, where the predictions given are not all there are; None: count them.
+            num_positives: number of positives, if some belong to predictions that are not passed; None counts them in
+                `actuals`.
 
         Raises:
             ValueError: if the lengths differ or `num_positives` is negative.
         """
         predictions, actuals = np.asarray(predictions).ravel(), np.asarray(actuals).ravel()
         if predictions.size != actuals.size:
-            raise ValueError(f"{predictions.size} predictions and {actuals.size} actuals: the numbers must be equal.")
+            raise ValueError(f"{predictions.size} predictions and {actuals.size} actuals: give as many of each.")
         if num_positives is not None and num_positives < 0:
-            raise ValueError(f"num_positives must not be negative, got {num_positives}.")
+            raise ValueError(f"num_positives must be at least 0, got {num_positives}.")
         self._total_positives += np.count_nonzero(actuals > 0) if num_positives is None else num_positives
         self._predictions.append(predictions)
         self._actuals.append(actuals)
@@ -65,22 +65,21 @@ class AveragePrecisionCalculator:
             self._keep_top()
 
     def clear(self) -> None:
-        """Forgets everything accumulated."""
+        """Removes everything that was accumulated."""
         self._predictions: list[np.ndarray] = []
         self._actuals: list[np.ndarray] = []
         self._size = 0
         self._total_positives = 0
 
     def peek_ap_at_n(self) -> float:
-        """Returns the average precision of what was accumulated, 0 if nothing was."""
+        """Returns the average precision of everything accumulated; 0 if there is nothing."""
         if self.heap_size == 0:
             return 0.0
+        self._keep_top()
         return self.ap_at_n(self._predictions[0], self._actuals[0], self._top_n, self._total_positives)
 
     def _keep_top(self) -> None:
-        """Joins the pieces into one array and drops all but the top n."""
-        if not self._predictions:
-            return
+        """Joins the pieces, of which there is at least one, into one array and drops all but the top n."""
         predictions, actuals = np.concatenate(self._predictions), np.concatenate(self._actuals)
         if self._top_n is not None and predictions.size > self._top_n:
             kept = np.sort(np.argsort(-predictions, kind="stable")[: self._top_n])
@@ -89,7 +88,7 @@ class AveragePrecisionCalculator:
 
     @staticmethod
     def ap(predictions: Sequence[float], actuals: Sequence[float]) -> float:
-        """Returns the average precision of a whole list."""
+        """Returns the average precision of a complete list, see `ap_at_n`."""
         return AveragePrecisionCalculator.ap_at_n(predictions, actuals, n=None)
 
     @staticmethod
@@ -101,14 +100,15 @@ class AveragePrecisionCalculator:
     ) -> float:
         """Returns the average precision of the n highest predictions.
 
-        The sum over positives among them of (positives so far) / (rank), over min(n, number of positives), so that a
-        perfect list gets 1.
+        It is the sum of the precisions at the rank of each positive, divided by min(n, number of positives), so a
+        perfect list gets 1. The precision at a rank is the number of positives up to that rank, divided by the rank.
 
         Args:
             predictions: [length], scores.
             actuals: [length], labels; above 0 is positive.
-            n: how many predictions to judge; None: all.
-            total_num_positives: number of positives, where the list given is not all there is; None: count them.
+            n: how many predictions to evaluate; None evaluates all.
+            total_num_positives: number of positives, if some belong to predictions that are not in the list; None
+                counts them in `actuals`.
 
         Raises:
             ValueError: if the lengths differ, or `n` is neither None nor a positive integer.
@@ -116,7 +116,7 @@ class AveragePrecisionCalculator:
         _check_n(n)
         predictions, positive = np.asarray(predictions).ravel(), np.asarray(actuals).ravel() > 0
         if predictions.size != positive.size:
-            raise ValueError(f"{predictions.size} predictions and {positive.size} actuals: the numbers must be equal.")
+            raise ValueError(f"{predictions.size} predictions and {positive.size} actuals: give as many of each.")
         num_positives = np.count_nonzero(positive) if total_num_positives is None else total_num_positives
         if num_positives == 0:
             return 0.0
@@ -129,7 +129,8 @@ class AveragePrecisionCalculator:
 
 
 def _tie_breaking_order(size: int) -> np.ndarray:
-    if size <= _TIES_OF_2017:
+    """Returns a random permutation of 0 to size - 1, always the same for a size, int64 [size]."""
+    if size <= _MAX_SIZE_SHUFFLED_AS_IN_2017:
         return np.array(random.Random(0).sample(range(size), size), dtype=np.int64)
     return np.random.default_rng(0).permutation(size)
 

@@ -1,30 +1,32 @@
-"""Metrics of predictions, calculated on whole arrays."""
+"""Metrics of predictions, computed with numpy."""
 
 import numpy as np
 
 from cats_vs_dogs.average_precision_calculator import AveragePrecisionCalculator
+from cats_vs_dogs.labels import CAT, CLASS_NAMES, DOG, is_dog
 from cats_vs_dogs.mean_average_precision_calculator import MeanAveragePrecisionCalculator
 from cats_vs_dogs.utils import UserError
 
 
 def calculate_hit_at_one(predictions: np.ndarray, actuals: np.ndarray) -> float:
-    """Returns the share of examples on the right side of one half.
+    """Returns the accuracy: the fraction of examples whose class is predicted correctly.
 
     Args:
         predictions: [batch, 1], probability of a dog.
         actuals: [batch, 1], 1 = dog.
     """
-    return float(np.sum((predictions > 0.5) == (actuals > 0)) / len(predictions))
+    return float(np.sum(is_dog(predictions) == (actuals > 0)) / len(predictions))
 
 
 def calculate_precision_at_equal_recall_rate(predictions: np.ndarray, actuals: np.ndarray) -> float:
-    """Returns the mean over examples of the precision of their top k classes, k being the number of true classes.
+    """Returns the precision at equal recall rate (PERR).
 
-    Classes with a prediction of 0 count as not predicted.
+    For each example this is the precision of its top k classes, where k is the number of its true classes. The result
+    is the mean over examples. A class with a prediction of 0 counts as not predicted.
 
     Args:
-        predictions: [batch, num_classes].
-        actuals: [batch, num_classes], above 0 is true; at least one a row.
+        predictions: [batch, num_classes], scores of at least 0.
+        actuals: [batch, num_classes], above 0 is true; at least one per row.
     """
     true = actuals > 0
     num_true = true.sum(axis=1)
@@ -35,12 +37,12 @@ def calculate_precision_at_equal_recall_rate(predictions: np.ndarray, actuals: n
 
 
 def calculate_gap(predictions: np.ndarray, actuals: np.ndarray, top_k: int = 20) -> float:
-    """Returns the global average precision: that of the top k predictions of all examples in one list.
+    """Returns the global average precision (GAP): the average precision of all examples' top k predictions in one list.
 
     Args:
-        predictions: [batch, num_classes].
-        actuals: [batch, num_classes].
-        top_k: how many predictions of an example count.
+        predictions: [batch, num_classes], scores.
+        actuals: [batch, num_classes], above 0 is true.
+        top_k: how many predictions of each example count.
     """
     calculator = AveragePrecisionCalculator()
     class_predictions, class_actuals, num_positives = top_k_by_class(predictions, actuals, top_k)
@@ -51,16 +53,16 @@ def calculate_gap(predictions: np.ndarray, actuals: np.ndarray, top_k: int = 20)
 def top_k_by_class(
     predictions: np.ndarray, labels: np.ndarray, k: int = 20
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
-    """Sorts the top k predictions of each example by class.
+    """Selects the top k predictions of each example and groups them by class.
 
     Args:
-        predictions: [batch, num_classes].
-        labels: [batch, num_classes].
-        k: how many predictions of an example count.
+        predictions: [batch, num_classes], scores.
+        labels: [batch, num_classes], above 0 is true.
+        k: how many predictions of each example to select.
 
     Returns:
-        For each class: its predictions that are among the top k of their example, their labels, and the number of
-        positive labels of the class, whether among the top k or not.
+        Three lists with an entry per class: the selected predictions, their labels, and the sum of the class's labels,
+        selected or not.
 
     Raises:
         ValueError: if k is not positive.
@@ -81,44 +83,52 @@ def top_k_by_class(
 
 
 def as_two_columns(column: np.ndarray) -> np.ndarray:
-    """Returns [batch, 2]: the column p of a dog, a probability or a label, as (1 - p, p).
+    """Returns the columns (1 - p, p), [batch, 2], for the ranking metrics.
 
-    2017 fed the one column to the ranking metrics, so that PERR was the share of dogs, and MAP was halved.
+    In 2017 these metrics got the column p alone. So PERR was the fraction of dogs, and MAP was half of its true value.
+
+    Args:
+        column: [batch, 1], p: probabilities of a dog, or labels.
     """
     return np.concatenate([1 - column, column], axis=1)
 
 
 def check_probabilities(probabilities: np.ndarray, loss_name: str) -> None:
-    """Makes sure that what a loss calls probabilities are such.
+    """Checks the result of a loss's `probability` method.
+
+    Args:
+        probabilities: the result, of any shape.
+        loss_name: the loss's class name, for the message.
 
     Raises:
         UserError: if a value is not a number in [0, 1].
     """
-    # NaN fails every comparison, so the test is for what is right.
+    # Written with `not`, since NaN fails every comparison.
     if not np.all((probabilities >= 0) & (probabilities <= 1)):
         low, high = np.min(probabilities), np.max(probabilities)
         raise UserError(
-            f"--label_loss={loss_name}: its probability() gives values from {low:.4g} to {high:.4g}, not in [0, 1]; "
-            "override probability() in losses.py for what the model predicts, or lower --base_learning_rate if they "
-            "are not numbers"
+            f"--label_loss={loss_name}: its probability() returns values from {low:.4g} to {high:.4g}, not in [0, 1]; "
+            "override probability() in losses.py to suit the model's predictions, or lower --base_learning_rate if the "
+            "values are nan"
         )
 
 
 def calculate_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean of -log of the probability of the true class, which is clipped at 1e-7.
+    """Returns the mean negative log of the true class's probability. Probabilities below 1e-7 count as 1e-7.
 
     Args:
         probabilities: [n, 1], probability of a dog.
         labels: [n, 1], 1 = dog.
     """
-    of_truth = np.where(labels > 0, probabilities, 1 - probabilities).astype(np.float64)
-    return float(-np.mean(np.log(np.maximum(of_truth, 1e-7))))
+    true_class = np.where(labels > 0, probabilities, 1 - probabilities).astype(np.float64)
+    return float(-np.mean(np.log(np.maximum(true_class, 1e-7))))
 
 
 def calculate_roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the area under the ROC curve: how often a dog gets more than a cat, where ties count half.
+    """Returns the area under the ROC curve, or 0.5 if there is only one class.
 
-    By the ranks of the dogs (Mann-Whitney U). 0.5 if there is only one class.
+    It is the fraction of all pairs of a dog and a cat in which the dog has the higher probability; a tie counts half.
+    It is computed from the ranks of the dogs (Mann-Whitney U).
 
     Args:
         probabilities: [n, 1], probability of a dog.
@@ -135,81 +145,87 @@ def calculate_roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calculate_confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """Returns how many cats and dogs were called cats and dogs.
-
-    Args:
-        probabilities: [n, 1], probability of a dog; above one half means dog.
-        labels: [n, 1], 1 = dog.
-    """
-    called_dog, is_dog = probabilities > 0.5, labels > 0
-    return {
-        "cats_as_cats": int(np.sum(~called_dog & ~is_dog)),
-        "cats_as_dogs": int(np.sum(called_dog & ~is_dog)),
-        "dogs_as_cats": int(np.sum(~called_dog & is_dog)),
-        "dogs_as_dogs": int(np.sum(called_dog & is_dog)),
-    }
-
-
-def calculate_precision_recall_f1(confusion: dict[str, int]) -> dict[str, dict[str, float]]:
-    """Returns how good the answers "cat" and "dog" are.
-
-    Precision: of those called a cat, the share of cats. Recall: of the cats, the share called a cat. F1: their harmonic
-    mean (C. J. van Rijsbergen, Information Retrieval, 1979, chapter 7). 0 where there is nothing to divide by.
-
-    Args:
-        confusion: what `calculate_confusion` gives.
-
-    Returns:
-        "precision", "recall" and "f1", each with "cat" and "dog".
-    """
-    result: dict[str, dict[str, float]] = {"precision": {}, "recall": {}, "f1": {}}
-    for animal, other in (("cat", "dog"), ("dog", "cat")):
-        right = confusion[f"{animal}s_as_{animal}s"]
-        called, there = right + confusion[f"{other}s_as_{animal}s"], right + confusion[f"{animal}s_as_{other}s"]
-        result["precision"][animal] = right / max(1, called)
-        result["recall"][animal] = right / max(1, there)
-        result["f1"][animal] = 2 * right / max(1, called + there)
-    return result
-
-
-def calculate_ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
-    """Returns the expected calibration error: by how much confidence and accuracy differ, in [0, 1].
-
-    The mean over bins of the confidence, by the number of examples in them, of |accuracy - mean confidence|; the
-    confidence is the probability of the class that is predicted. C. Guo et al., On Calibration of Modern Neural
-    Networks, 2017, equation 3: https://arxiv.org/abs/1706.04599
+    """Returns the confusion matrix.
 
     Args:
         probabilities: [n, 1], probability of a dog.
         labels: [n, 1], 1 = dog.
-        num_bins: bins of equal width, ((m - 1) / num_bins, m / num_bins].
+
+    Returns:
+        "cats_as_cats", "cats_as_dogs", "dogs_as_cats" and "dogs_as_dogs": the number of examples by true and predicted
+        class.
+    """
+    predicted = np.where(is_dog(probabilities), DOG, CAT)
+    true = np.where(labels > 0, DOG, CAT)
+    return {
+        f"{name}s_as_{other}s": int(np.sum((true == i) & (predicted == j)))
+        for i, name in enumerate(CLASS_NAMES)
+        for j, other in enumerate(CLASS_NAMES)
+    }
+
+
+def calculate_precision_recall_f1(confusion: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Returns precision, recall and F1 of each class.
+
+    The precision of "cat" is the fraction of cats among the examples predicted to be cats. Its recall is the fraction
+    of cats that are predicted to be cats. F1 is the harmonic mean of the two (C. J. van Rijsbergen, Information
+    Retrieval, 1979, chapter 7). A value whose denominator is 0 is 0.
+
+    Args:
+        confusion: the confusion matrix, as `calculate_confusion` returns it.
+
+    Returns:
+        "precision", "recall" and "f1", each a dict with "cat" and "dog".
+    """
+    result: dict[str, dict[str, float]] = {"precision": {}, "recall": {}, "f1": {}}
+    for name in CLASS_NAMES:
+        correct = confusion[f"{name}s_as_{name}s"]
+        num_predicted = sum(confusion[f"{other}s_as_{name}s"] for other in CLASS_NAMES)
+        num_true = sum(confusion[f"{name}s_as_{other}s"] for other in CLASS_NAMES)
+        result["precision"][name] = correct / max(1, num_predicted)
+        result["recall"][name] = correct / max(1, num_true)
+        result["f1"][name] = 2 * correct / max(1, num_predicted + num_true)
+    return result
+
+
+def calculate_ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Returns the expected calibration error (ECE): how far confidence and accuracy are apart, in [0, 1].
+
+    The confidence of an example is the probability of its predicted class. Examples are put in bins by confidence. The
+    result is the mean over bins of |accuracy - mean confidence|, weighted by the number of examples in each bin. See
+    C. Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3: https://arxiv.org/abs/1706.04599
+
+    Args:
+        probabilities: [n, 1], probability of a dog.
+        labels: [n, 1], 1 = dog.
+        num_bins: number of bins of equal width; bin m is ((m - 1) / num_bins, m / num_bins].
     """
     probabilities = probabilities.ravel().astype(np.float64)
-    called_dog = probabilities > 0.5
-    confidence = np.where(called_dog, probabilities, 1 - probabilities)
-    is_right = called_dog == (labels.ravel() > 0)
+    predicted_dog = is_dog(probabilities)
+    confidence = np.where(predicted_dog, probabilities, 1 - probabilities)
+    is_correct = predicted_dog == (labels.ravel() > 0)
     bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
-    return float(np.abs(np.bincount(bins, is_right - confidence)).sum() / len(confidence))
+    return float(np.abs(np.bincount(bins, is_correct - confidence)).sum() / len(confidence))
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the indices of the examples that are called what they are not, the surest mistake first.
+    """Returns the indices of all misclassified examples, those with the highest confidence first.
 
     Args:
-        probabilities: [n, 1], probability of a dog; above one half means dog.
+        probabilities: [n, 1], probability of a dog.
         labels: [n, 1], 1 = dog.
     """
-    probabilities, is_dog = probabilities.ravel(), labels.ravel() > 0
-    wrong = np.flatnonzero((probabilities > 0.5) != is_dog)
-    return wrong[np.argsort(-np.abs(probabilities - is_dog)[wrong], kind="stable")]
+    probabilities, true_dog = probabilities.ravel(), labels.ravel() > 0
+    wrong = np.flatnonzero(is_dog(probabilities) != true_dog)
+    return wrong[np.argsort(-np.abs(probabilities - true_dog)[wrong], kind="stable")]
 
 
 class EvaluationMetrics:
-    """Accumulates batches and calculates the metrics over all of them.
+    """Accumulates batches and computes metrics over all of them.
 
     Args:
         num_class: 2.
-        top_k: how many predictions of an example count for GAP and MAP.
+        top_k: how many predictions of each example count for GAP and MAP.
     """
 
     def __init__(self, num_class: int, top_k: int):
@@ -227,10 +243,10 @@ class EvaluationMetrics:
             predictions: [batch, 1], probability of a dog.
             labels: [batch, 1], 1 = dog.
             loss: the mean loss of the batch.
-            ids: [batch], bytes; `mistakes` needs them, of every batch.
+            ids: [batch], bytes; only `mistakes` needs them.
 
         Returns:
-            "hit_at_one", "perr" and "loss" of the batch.
+            "hit_at_one", "perr" and "loss" of this batch.
         """
         batch_size = labels.shape[0]
         both_predictions, both_labels = as_two_columns(predictions), as_two_columns(labels)
@@ -252,12 +268,12 @@ class EvaluationMetrics:
         return batch
 
     def get(self) -> dict:
-        """Returns the metrics over everything accumulated.
+        """Returns the metrics of everything accumulated.
 
         Returns:
-            "num_examples", "avg_hit_at_one", "avg_perr", "avg_loss", "aps" (the average precision of cats and of
-            dogs), "map" (their mean), "gap", "log_loss", "roc_auc", "ece", "confusion", and "precision", "recall" and
-            "f1", each of "cat" and "dog".
+            "num_examples"; "avg_hit_at_one", "avg_perr" and "avg_loss", means over examples; "aps", the average
+            precision of cats and of dogs, and "map", the mean of the two; "gap", "log_loss", "roc_auc" and "ece";
+            "confusion", see `calculate_confusion`; "precision", "recall" and "f1", each a dict with "cat" and "dog".
 
         Raises:
             ValueError: if nothing was accumulated.
@@ -281,18 +297,21 @@ class EvaluationMetrics:
         }
 
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the probabilities and the labels of everything accumulated, [n, 1] each."""
+        """Returns all accumulated probabilities and labels, [n, 1] each."""
         return np.concatenate(self._probabilities), np.concatenate(self._labels)
 
     def mistakes(self) -> list[tuple[bytes, int, float]]:
-        """Returns id, label and probability of a dog of every example called what it is not, worst first."""
+        """Returns (id, label, probability of a dog) of each misclassified example, highest confidence first.
+
+        Every batch must have been accumulated with ids.
+        """
         probabilities, labels = self.examples()
         wrong = worst_mistakes(probabilities, labels)
         columns = (np.concatenate(self._ids), labels.ravel(), probabilities.ravel())
         return list(zip(*(column[wrong].tolist() for column in columns), strict=True))
 
     def clear(self) -> None:
-        """Forgets everything accumulated."""
+        """Removes everything that was accumulated."""
         self._map_calculator.clear()
         self._gap_calculator.clear()
         self._probabilities: list[np.ndarray] = []

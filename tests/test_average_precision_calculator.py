@@ -64,7 +64,7 @@ def test_top_n_must_be_positive(top_n):
 def test_unequal_lengths_and_negative_counts_are_refused():
     with pytest.raises(ValueError, match="2 predictions and 1 actuals"):
         AveragePrecisionCalculator().accumulate([0.1, 0.2], [1])
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         AveragePrecisionCalculator().accumulate([0.1], [1], num_positives=-1)
     with pytest.raises(ValueError, match="2 predictions and 1 actuals"):
         AveragePrecisionCalculator.ap([0.1, 0.2], [1])

@@ -25,7 +25,7 @@ def test_by_hand_without_counts():
 
 
 def test_wrong_numbers_of_classes():
-    with pytest.raises(ValueError, match="above 1"):
+    with pytest.raises(ValueError, match="of at least 2"):
         MeanAveragePrecisionCalculator(1)
     with pytest.raises(ValueError):
         MeanAveragePrecisionCalculator(3).accumulate([[0.1], [0.2]], [[1], [0]])
