@@ -1,4 +1,4 @@
-"""What is shown to whoever sits in front of a terminal: progress bars and tables."""
+"""Progress bars and tables for people at a terminal."""
 
 import contextlib
 import logging as python_logging
@@ -12,22 +12,22 @@ from tqdm import tqdm
 
 @contextlib.contextmanager
 def progress_bar(total: int | None, unit: str, description: str | None = None, shown: bool = True) -> Iterator[tqdm]:
-    """Shows a progress bar on stderr if that is a terminal; log lines within the block stand above it.
+    """Shows a progress bar if stderr is a terminal. Log lines of the block appear above the bar.
 
     Args:
-        total: how many units there will be. None: not known.
+        total: the number of units to do; None if it is unknown.
         unit: what is counted, such as " photos".
-        description: what is being done.
-        shown: False: there is no bar in any case.
+        description: the text in front of the bar.
+        shown: False never shows a bar.
 
     Yields:
-        The bar: `update(n)` when n more units are done; `disable` is true if there is none.
+        The bar. Call `update(n)` when n more units are done. Its `disable` is True if no bar is shown.
     """
     handler = logging.get_absl_handler()
     with tqdm(total=total, unit=unit, desc=description, disable=not (shown and sys.stderr.isatty())) as bar:
 
         def clear(unused_record: python_logging.LogRecord) -> bool:
-            bar.clear()  # Its next update draws it again, below the line.
+            bar.clear()  # The next update draws the bar again, below the log line.
             return True
 
         handler.addFilter(clear)
@@ -38,30 +38,22 @@ def progress_bar(total: int | None, unit: str, description: str | None = None, s
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Returns the lines of a table: columns as wide as their widest cell, two spaces between them.
+    """Returns the lines of a text table.
 
     Args:
-        rows: the cells, the header first.
-        left: how many columns, the first ones, are aligned on the left; the others are on the right.
+        rows: the cells, the header first. Characters that would move the cursor or change colours are replaced.
+        left: number of columns that are aligned left, at least 1; the others, at least one, are aligned right.
     """
-    rows = [[_printable(cell) for cell in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            padding = " " * (width - _width(cell))
-            cells.append(cell + padding if number < left else padding + cell)
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    import pandas as pd
+
+    frame = pd.DataFrame([[_printable(cell) for cell in row] for row in rows])
+    frame.iloc[:, : left - 1] += " "  # pandas aligns its index left, and puts one space after a column of it.
+    with pd.option_context("display.unicode.east_asian_width", True):  # Hangul is two columns wide.
+        text = frame.set_index(list(range(left))).to_string(header=False, index_names=False, sparsify=False)
+    return [line.rstrip() for line in text.split("\n")]
 
 
 def _printable(text: str) -> str:
-    """Returns a text without what would move the cursor or change colours: names of files may have anything in them."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def _width(text: str) -> int:
-    """Returns how many columns of a terminal a text takes: Hangul and the like take two each."""
-    widths = ((0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF")) for one in text)
-    return sum(widths)
+    """Returns a text with accents composed, since pandas counts their parts, and control characters replaced."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in composed)
