@@ -1,4 +1,4 @@
-"""Augmentation: what it does to a picture, and that it is a function of seed, step and row."""
+"""Augmentation: its effect on an image, and that it depends on seed, step and row only."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def augment(images, kind, seed=1, step=2, rows=None, batch_size=64, size=None):
 
 @pytest.fixture(scope="module")
 def images():
-    """Each a little gradient from left to right and top to bottom, within the range in which no colour is cut off."""
+    """Copies of a gradient from left to right and top to bottom, with colours that no change clips."""
     height, width = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
     picture = np.stack([60 + 4 * height, 60 + 4 * width, 60 + 2 * height + 2 * width], axis=2)
     return np.repeat(picture[np.newaxis].astype(np.uint8), 64, axis=0)
@@ -35,7 +35,7 @@ def test_flip_mirrors_about_half_and_changes_nothing_else(images):
 
 
 @pytest.mark.parametrize("kind", augmentation.KINDS[1:])
-def test_it_is_a_function_of_seed_step_and_row(images, kind):
+def test_augmentation_is_a_function_of_seed_step_and_row(images, kind):
     whole = augment(images, kind)
     in_parts = [augment(images[start:end], kind, rows=ROWS[start:end]) for start, end in ((0, 1), (1, 40), (40, 64))]
     np.testing.assert_array_equal(np.concatenate(in_parts), whole)
@@ -48,7 +48,7 @@ def test_it_is_a_function_of_seed_step_and_row(images, kind):
 def test_a_crop_keeps_half_of_each_side_of_the_picture_and_needs_nothing_from_outside(images):
     cropped = augment(images, "flip_crop").astype(int)
     assert cropped.shape == images.shape
-    # The picture tells by its colours where a pixel came from: red grows by 4 a row, green by 4 a column.
+    # The colours show where a pixel came from: red grows by 4 per row, green by 4 per column.
     heights = (cropped[:, -1, 0, 0] - cropped[:, 0, 0, 0]) / 60
     widths = np.abs(cropped[:, 0, -1, 1] - cropped[:, 0, 0, 1]) / 60
     for sides in (heights, widths):
@@ -93,13 +93,13 @@ def test_a_size_schedule_with_few_steps_ends_at_the_full_size():
 
 
 @pytest.mark.parametrize("kind", augmentation.KINDS)
-def test_pictures_come_in_the_size_asked_for(images, kind):
+def test_images_get_the_requested_size(images, kind):
     small = augment(images, kind, size=8)
     assert small.shape == (64, 8, 8, 3) and small.dtype == np.uint8
     np.testing.assert_array_equal(augment(images, kind, size=tf.constant(8)), small)
-    if kind == "none":  # The mean of four pixels each.
+    if kind == "none":  # The mean of four pixels.
         means = images.reshape(64, 8, 2, 8, 2, 3).mean(axis=(2, 4))
         np.testing.assert_allclose(small, means, atol=0.5)
-    # The same part of the picture: the mean is that of the picture in its own size, nearly.
+    # It is the same part of the image, so its mean is nearly that of the image at full size.
     whole = augment(images, kind).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(small.mean(axis=(1, 2, 3)), whole, rtol=0.03)

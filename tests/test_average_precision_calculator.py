@@ -1,4 +1,4 @@
-"""Average precision: by hand, and against what the 2017 calculator gave."""
+"""Average precision: by hand, and against the results of the 2017 calculator."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ def test_by_hand():
     assert AveragePrecisionCalculator.ap([0.9, 0.1, 0.5], [1, 1, 0]) == pytest.approx((1 + 2 / 3) / 2)
     assert AveragePrecisionCalculator.ap([0.1, 0.9], [0, 1]) == 1.0
     assert AveragePrecisionCalculator.ap([0.1, 0.9], [0, 0]) == 0.0
-    # Of four positives only the first two ranks are judged, and both are hits.
+    # Only the first two ranks are evaluated, and both are hits.
     assert AveragePrecisionCalculator.ap_at_n([4, 3, 2, 1], [1, 1, 1, 1], n=2) == 1.0
-    # Two of the five positives that there are were given.
+    # There are five positives; two are in the list.
     assert AveragePrecisionCalculator.ap_at_n([0.9, 0.8], [1, 1], None, total_num_positives=5) == pytest.approx(2 / 5)
 
 
@@ -33,7 +33,7 @@ def test_golden_value_accumulated_in_pieces(golden):
         predictions, labels = golden["metric_predictions"][i : i + 50, 1], golden["metric_labels"][i : i + 50, 1]
         calculator.accumulate(predictions, labels)
     assert calculator.peek_ap_at_n() == pytest.approx(golden["metric_ap_streamed_top30_column1"], abs=1e-9)
-    assert calculator.heap_size == 30
+    assert calculator.heap_size == calculator.heap_size == 30
     assert calculator.num_accumulated_positives == np.count_nonzero(golden["metric_labels"][:, 1] > 0)
     calculator.clear()
     assert (calculator.heap_size, calculator.num_accumulated_positives, calculator.peek_ap_at_n()) == (0, 0, 0.0)
@@ -45,6 +45,7 @@ def test_top_n_is_kept_through_many_small_pieces():
     calculator = AveragePrecisionCalculator(top_n=7)
     for i in range(0, 1000, 10):
         calculator.accumulate(predictions[i : i + 10], labels[i : i + 10])
+        assert calculator.heap_size == 7
     expected = AveragePrecisionCalculator.ap_at_n(predictions, labels, n=7)
     assert calculator.peek_ap_at_n() == pytest.approx(expected, abs=1e-12)
 

@@ -1,4 +1,4 @@
-"""PretrainedModel and its backbones: preprocessing, what is trained, weights of a file and what is said without."""
+"""PretrainedModel and its backbones: preprocessing, freezing, and reading or downloading weights."""
 
 import keras
 import numpy as np
@@ -50,12 +50,12 @@ def test_preprocessing_is_that_of_the_family(name, family):
 
 
 def test_the_first_efficientnets_calculate_as_those_of_keras(monkeypatch):
-    """Keras builds another network for its own weights than for others, and reads the mean and variance from them."""
+    """With weights="imagenet" Keras builds another network, and reads the mean and variance from the file."""
     read = []
 
     def read_file(network, path):
         (normalization,) = (layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
-        # In the place of the variance, the file has the standard deviation.
+        # This is the mistake in the file: it has the standard deviation instead of the variance.
         normalization.load_own_variables({"0": [0.485, 0.456, 0.406], "1": [0.229, 0.224, 0.225], "2": 0})
         read.append(network)
 
@@ -84,7 +84,7 @@ def test_what_is_trained():
         UserError, match='trainable_from="conv_pw13": .* no such layer; the nearest names are conv_pw_13'
     ):
         backbones.freeze(backbone, "conv_pw13")
-    with pytest.raises(UserError, match="no such layer"):  # Keras made up this name.
+    with pytest.raises(UserError, match="no such layer"):  # Keras chose this name.
         backbones.freeze(backbone, backbone.layers[0].name)
 
 

@@ -1,4 +1,4 @@
-"""The models of the kit: sizes, formulas, kinds of output."""
+"""The kit's models: numbers of parameters, formulas, kinds of output."""
 
 import inspect
 
@@ -8,17 +8,17 @@ import tensorflow as tf
 
 from cats_vs_dogs import cvd_models, models
 
-# Every model of cvd_models.py at 32x32: the number of its parameters.
+# The number of parameters of every model in cvd_models.py, for images of 32x32 pixels.
 NUM_PARAMETERS = {
     "LogisticModel": 32 * 32 * 3 + 1,
     "MoeModel": 32 * 32 * 3 * (3 + 2) + 2,  # three gates without bias, two experts with
-    # Convolutions (stem; a block; three blocks that double the channels, with shortcut), batch norm, the last layer.
+    # Convolutions (stem; a block; three blocks with shortcuts that double the channels), batch norm, the last layer.
     "ConvNetModel": 27 * 32
     + 9 * 2 * 32**2
     + (2 + 9 * (2 + 4)) * (32**2 + 64**2 + 128**2)
     + 4 * (3 * 32 + 3 * (64 + 128 + 256))
     + 257,
-    "PretrainedModel": 3228864 + 1024 + 1,  # of MobileNet, as Keras' documentation has it, and of the last layer
+    "PretrainedModel": 3228864 + 1024 + 1,  # MobileNet's, from Keras' documentation, and the last layer's
 }
 PARAMS = {"PretrainedModel": {"backbone": "MobileNet", "weights": None}}
 

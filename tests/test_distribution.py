@@ -1,4 +1,4 @@
-"""Several devices give what one device gives with as many times the batch."""
+"""Several devices compute the same results as one device."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 from conftest import REPOSITORY, write_shards
 
-# In a process of its own: a CPU can be divided only before TensorFlow has begun to use it.
+# Runs in a process of its own, since a CPU can be divided only before TensorFlow uses it.
 CODE = """
     import io
     import sys
@@ -68,8 +68,7 @@ def test_two_and_four_devices_give_the_weights_and_predictions_of_one(tmp_path):
         process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         results[num_devices] = np.load(output)
-        # The last batch of an epoch, of one example, cannot be shared by two or four: the others repeat one, which does
-        # not count.
+        # The last batch of an epoch has one example. Other replicas get a copy of it, with a weight of 0.
         assert results[num_devices]["seen"].tolist() == [16, 16, 16, 16, num_devices] * 3
     one = results[1]
     assert one["losses"][-1] < one["losses"][0] - 0.01  # Something was learned.

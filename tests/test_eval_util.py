@@ -1,4 +1,4 @@
-"""Metrics: by hand, and against what the 2017 code gave."""
+"""Metrics: by hand, and against the results of the 2017 code."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_top_k_by_class():
     top, top_labels, positives = eval_util.top_k_by_class(predictions, labels, 2)
     assert [list(row) for row in top] == [[0.5], [0.7], [0.2, 0.4]]
     assert [list(row) for row in top_labels] == [[1], [0], [0, 0]]
-    assert positives == [2, 0, 0]  # The first cat was not among the top two, and counts all the same.
+    assert positives == [2, 0, 0]  # The first cat is not among the top two, but counts as a positive.
     with pytest.raises(ValueError, match="positive"):
         eval_util.top_k_by_class(predictions, labels, 0)
 
@@ -107,7 +107,7 @@ def test_ece_by_hand():
     assert eval_util.calculate_ece(probabilities, labels, num_bins=5) == pytest.approx(expected)
     assert eval_util.calculate_ece(column(0.0, 1.0), column(0, 1)) == 0.0
     assert eval_util.calculate_ece(column(0.0, 1.0), column(1, 0)) == 1.0
-    assert eval_util.calculate_ece(column(0.5), column(0)) == 0.5  # A cat, as everywhere.
+    assert eval_util.calculate_ece(column(0.5), column(0)) == 0.5  # A probability of 0.5 means "cat".
 
 
 def test_ece_by_a_loop_over_bins():
@@ -125,7 +125,7 @@ def test_ece_by_a_loop_over_bins():
 
 def test_the_surest_mistakes_first():
     probabilities, labels = column(0.9, 0.9, 0.6, 0.1, 0.5, 0.2, 0.9), column(0, 1, 0, 1, 1, 0, 0)
-    assert eval_util.worst_mistakes(probabilities, labels).tolist() == [0, 3, 6, 2, 4]  # Ties in their order.
+    assert eval_util.worst_mistakes(probabilities, labels).tolist() == [0, 3, 6, 2, 4]  # Ties keep their order.
     metrics = eval_util.EvaluationMetrics(2, 2)
     for part in (slice(0, 4), slice(4, 7)):
         ids = np.array([b"0", b"1", b"2", b"3", b"4", b"5", b"6"], object)[part]

@@ -1,4 +1,4 @@
-"""Training that is killed, stopped or hit by damage goes on to just what an uninterrupted run gives."""
+"""Training that is killed or stopped resumes, and ends with the same result as an uninterrupted run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cats_vs_dogs.interruption import StopRequest
 
 DRIVER = Path(__file__).resolve().parent / "killed_train.py"
-# The only summaries that may differ: times, and the flags with the name of the folder.
+# The only summaries that may differ: times, and the flags, which include train_dir.
 OF_THIS_RUN = {"global_step/Examples/Second", "global_step/Waiting_For_Data", "flags"}
 
 
@@ -30,7 +30,7 @@ def shards(tmp_path_factory):
 
 
 def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices=1):
-    """Runs train.py over 5 epochs of 4 steps, the last of an epoch with fewer examples."""
+    """Runs train.py for 5 epochs of 4 steps; the last batch of an epoch is smaller."""
     plan = json.dumps({"kill": kill, "count": count, "num_devices": num_devices})
     common = [f"--train_data_pattern={shards}/train-*", f"--train_dir={train_dir}", "--image_size=16"]
     common += [f"--batch_size={16 // num_devices}", "--num_readers=2", "--seed=3"]
@@ -40,7 +40,7 @@ def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices
 
 
 def summaries_of(folder):
-    """What TensorBoard shows: for each tag the steps, and what was written, but for times and flags."""
+    """Returns the steps and values of each TensorBoard tag; times and flags without values."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     shown = {}
     for tag in events.Tags()["tensors"]:
@@ -51,7 +51,7 @@ def summaries_of(folder):
 
 
 def rows_of(train_dir):
-    """The rows of metrics.jsonl, without times."""
+    """Returns the rows of metrics.jsonl without times."""
     rows = [json.loads(line) for line in (train_dir / "metrics.jsonl").read_text().splitlines()]
     times = {"time", "examples_per_second", "waiting_for_data"}
     return [{key: value for key, value in row.items() if key not in times} for row in rows]
@@ -74,11 +74,11 @@ def assert_same_result(train_dir, reference):
     assert not list(train_dir.rglob("*tmp*"))
 
 
-# (what is done, the how manieth time) when the process is killed, again and again on one train_dir.
+# (event, n): the process is killed at its n-th event of this kind; all kills happen in one train_dir.
 KILLS = {
-    # Saves at every step that is logged (every third) or exported (every seventh), and at the first of a process.
+    # Saves at every step that is logged (every third) or exported (every seventh), and at the first step of a process.
     "often": [("save", 1), ("rename", 3), ("export", 1), ("save", 3), ("save", 5)],
-    # Evaluates, and so saves, only at the end of an epoch (every fourth step); exports every eighth.
+    # Evaluates, and therefore saves, only at the end of an epoch (every fourth step); exports every eighth step.
     "each epoch": [("save", 1), ("rename", 2), ("export", 1), ("save", 1), ("save", 3)],
 }
 
@@ -100,7 +100,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
     train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices)
     resumed_at = []
     for i, (kill, count) in enumerate([*KILLS[kills], (None, 1)]):
-        cache = ("memory", "none")[i % 2]  # It changes nothing.
+        cache = ("memory", "none")[i % 2]  # The cache does not change the result.
         how = {"kill": kill, "count": count, "num_devices": num_devices}
         said = train(run_script, shards, tmp_path / "killed", *flags, f"--cache={cache}", **how)
         resumed_at += re.findall(r"Going on from .*model.ckpt-(\d+)", said)
@@ -114,7 +114,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
 
 
 def start(shards, train_dir, *flags):
-    """Starts train.py on more steps than a test waits for, and returns it once it trains."""
+    """Starts a train.py that would run for very long, and returns its process at the first log line of a step."""
     command = [sys.executable, str(REPOSITORY / "cats_vs_dogs" / "train.py"), f"--train_dir={train_dir}"]
     command += [f"--train_data_pattern={shards}/train-*", "--batch_size=16", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
@@ -127,12 +127,12 @@ def start(shards, train_dir, *flags):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_path, number, code):
     process = start(shards, tmp_path, "--num_epochs=100000", "--export_model_steps=0", "--log_steps=10000")
-    time.sleep(0.5)  # Now the next 10,000 steps are being done in one graph call.
+    time.sleep(0.5)  # By now the next 10,000 steps run in one graph call.
     asked = time.monotonic()
     process.send_signal(number)
     said = process.stderr.read()
     assert process.wait() == code
-    assert time.monotonic() - asked < 10  # About one second on a quiet machine, and most of it is Python's exit.
+    assert time.monotonic() - asked < 10  # On an idle machine about one second, mostly Python's exit.
     step, command = re.search(r"Stopped at step (\d+), which is saved. To go on: (.*)", said).groups()
     assert int(step) % 10000 != 0
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{step}"]
@@ -160,7 +160,7 @@ def test_a_second_ctrl_c_quits_at_once(monkeypatch):
             assert bool(stop) and bool(stop.requested)
             assert codes == expected
     assert stop.signal_number == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):  # As before.
+    with pytest.raises(KeyboardInterrupt):  # The old handler is back.
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_l
 
 def test_evaluation_while_training_keeps_the_best_and_stops_early(run_script, shards, tmp_path):
     flags = ["--log_steps=100", f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=2"]
-    # After the first epoch a learning rate of nearly 0: nothing gets better, nothing worse.
+    # After the first epoch the learning rate is nearly 0, so the loss stays the same.
     flags += ["--learning_rate_decay=0", "--learning_rate_decay_examples=64", "--model=NoisyModel"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     said = train(run_script, shards, whole, *flags, "--num_epochs=50")
@@ -229,7 +229,7 @@ def test_evaluation_while_training_keeps_the_best_and_stops_early(run_script, sh
     shown = summaries_of(whole / "eval")["Epoch/Eval_Avg_Loss"]
     assert shown[0] == sorted(losses)
 
-    # The best so far, and how long ago it was, survive being stopped.
+    # A stopped run remembers its best evaluation and the number of evaluations since.
     train(run_script, shards, stopped, *flags, f"--max_steps={best + 4}")
     said = train(run_script, shards, stopped, *flags, "--num_epochs=50")
     assert f"best so far: step {best}, " in said

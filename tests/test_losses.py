@@ -1,4 +1,4 @@
-"""Losses: against what the 2017 code gave, by hand, and what they make of predictions."""
+"""Losses: against the results of the 2017 code, by hand, and the probabilities they return."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Average precision of each class."""
+"""The average precision of each class."""
 
 import numpy as np
 import pytest

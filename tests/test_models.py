@@ -1,4 +1,4 @@
-"""What build_model accepts, and the one line it says otherwise."""
+"""What build_model accepts, and its error messages."""
 
 import keras
 import numpy as np

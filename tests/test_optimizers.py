@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate of a step."""
+"""Optimizers by name, their configurations, and learning rate schedules."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""What is shown on a terminal, and only there."""
+"""Progress bars and tables on a terminal."""
 
 import fcntl
 import os
@@ -66,3 +66,10 @@ def test_a_table():
         "\xe9.jpg       cat     12",  # A letter and its accent take one.
         "\ufffd[31m       cat      1",  # What would change the colour of the terminal.
     ]
+
+
+def test_a_table_is_complete_however_long_and_wide_it_is():
+    rows = [["id", "probability"], *([f"{i}{'x' * 100}.jpg", "0.5000"] for i in range(200))]
+    lines = terminal.table(rows)
+    assert len(lines) == 201 and {len(line) for line in lines} == {len("199") + 100 + len(".jpg") + 2 + 11}
+    assert lines[200] == f"199{'x' * 100}.jpg       0.5000"

@@ -1,4 +1,4 @@
-"""The record format."""
+"""The TFRecord format: records, names of shards, damage."""
 
 import gzip
 
@@ -48,7 +48,20 @@ def test_damage_is_noticed(tmp_path, damage, said):
     assert said in tfrecords.scan(str(path)).damage
 
 
-def test_a_shard_is_whole_or_absent(tmp_path):
+def test_an_older_shard_is_replaced(tmp_path):
+    path = str(tmp_path / "train-00000-of-00001")
+    for records in ([b"one", b"two"], [b"three"]):
+        tfrecords.write_shard(path, records)
+        assert [record for _, record in tfrecords.walk(path, with_bytes=True)] == records
+    assert [file.name for file in tmp_path.iterdir()] == ["train-00000-of-00001"]
+
+
+def test_an_error_while_writing_a_shard_is_raised(tmp_path):
+    with pytest.raises(tf.errors.NotFoundError):
+        tfrecords.write_shard(str(tmp_path / "no folder" / "train-00000-of-00001"), [b"one"])
+
+
+def test_a_shard_is_complete_or_absent(tmp_path):
     def examples():
         yield b"one"
         raise RuntimeError("stop")
