@@ -24,7 +24,7 @@ OUTPUT_COLUMNS = ("category", "probability")
 # Where an id was read: a file, and the number of the record or line in it.
 Place = tuple[str, int]
 
-_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Half of a pair: JSON can spell it, UTF-8 cannot.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # Half of a pair: JSON can spell it, UTF-8 cannot.
 
 
 def define_output_column() -> None:
