@@ -14,7 +14,7 @@ FLOORS = [
     {"average_precision_calculator", "backbones", "models", "losses", "optimizers", "tfrecords", "metrics_file"},
     {"mean_average_precision_calculator", "cvd_models", "readers", "sample_data"},
     {"eval_util", "classifier", "bad_examples", "distribution"},
-    {"checkpoints", "run_record", "trainer"},
+    {"batch_pipeline", "checkpoints", "run_record", "trainer"},
     {
         "export_model",
         "eval",
