@@ -174,16 +174,19 @@ def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, mo
         "class_indexes": tf.constant([[0, 1]] * 2),
         "predictions": tf.constant([[float("nan")] * 2, [0.25, 0.75]]),
     }
+    model, loads = tf.Module(), []
+    model.signatures = {"serving_default": lambda example_bytes: outputs}
 
-    class Model:
-        signatures = {"serving_default": lambda example_bytes: outputs}  # noqa: RUF012 - never changed.
+    def load_model(handler):
+        loads.append(handler)
+        return model
 
-    model = Model()
-    monkeypatch.setattr(batch_pipeline.SavedModelHandler, "load_model", lambda handler: model)
+    monkeypatch.setattr(batch_pipeline.SavedModelHandler, "load_model", load_model)
     csv_text, errors = predict(write_shards(tmp_path / "in", num_examples=2, num_shards=1))
     assert csv_text == "Id,Probability\nb,0.750000\n"
     assert errors[0]["error"] == "the model's prediction is not a probability"
     assert errors[0]["records"] == [{"record": 0, "image_id": "a"}]
+    assert len(loads) == 1
 
 
 def test_publishing_again_after_a_failure(tmp_path):
