@@ -5,6 +5,7 @@ python benchmarks/batch_prediction.py --shards='shards/train-*' --model_dir=/tmp
 
 import argparse
 import glob
+import itertools
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 
+import tensorflow as tf
 from common import alternate, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,7 +23,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--copies", type=int, default=8, help="how often the shards are read in the second part")
 arguments = parser.parse_args()
 
-from cats_vs_dogs import batch_predict, tfrecords
+from cats_vs_dogs import batch_pipeline, batch_predict, tfrecords
 
 BATCH_SIZE = 128
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cats_vs_dogs", "batch_predict.py")
@@ -39,7 +41,9 @@ def main() -> None:
 def costs_of_a_record(shards: list[str], num_records: int) -> None:
     """Prints processor time, that of all threads, of ever more of what the script does."""
     records = [record for path in shards for _, record in tfrecords.walk(path, with_bytes=True)]
-    model = batch_predict._load(arguments.model_dir)
+    handler = batch_pipeline.SavedModelHandler(arguments.model_dir, BATCH_SIZE)
+    model = handler.load_model()
+    signature = model.signatures[batch_pipeline.SIGNATURE]
     options = batch_predict.parse_beam_flags([], [])
 
     def microseconds(function) -> float:
@@ -49,16 +53,17 @@ def costs_of_a_record(shards: list[str], num_records: int) -> None:
 
     def model_alone() -> None:
         for start in range(0, num_records, BATCH_SIZE):
-            model(records[start : start + BATCH_SIZE])
+            signature(example_bytes=tf.constant(records[start : start + BATCH_SIZE]))
 
     def predict() -> None:
         for number, path in enumerate(shards):
-            for _ in batch_predict.predict(batch_predict.Part(number, path), arguments.model_dir, BATCH_SIZE):
-                pass
+            read = batch_pipeline.read(batch_pipeline.Part(number, path))
+            while batch := list(itertools.islice(read, BATCH_SIZE)):
+                handler.run_inference(batch, model)
 
     def pipeline(files: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            batch_predict.run(arguments.model_dir, files, folder, BATCH_SIZE, options)
+            batch_pipeline.run(arguments.model_dir, files, folder, BATCH_SIZE, options)
 
     model_alone()  # The first call is slower.
     median = alternate(

@@ -12,6 +12,7 @@ from absl import logging
 from cats_vs_dogs import readers, terminal, tfrecords
 from cats_vs_dogs.files import atomic_write, list_files
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
+from cats_vs_dogs.submission import id_problem, id_text
 from cats_vs_dogs.utils import UserError
 
 # Why something cannot be read: its file, the number of the record in it from 0, its id or "", the reason.
@@ -168,21 +169,6 @@ def id_of(record: bytes) -> str:
         feature = tf.train.Example.FromString(record).features.feature[tfrecords.FILENAME]
         return id_text(feature.bytes_list.value[0])
     return ""
-
-
-def id_text(example_id: bytes) -> str:
-    """Returns an id as it stands in a CSV."""
-    return example_id.decode("utf-8", "replace")
-
-
-def id_problem(example_id: str, place: tuple[str, int], first_places: dict[str, tuple[str, int]]) -> str:
-    """Says why a CSV cannot have a row with an id, "" if it can; then notes where the id is."""
-    if not example_id:
-        return f"it has no id ({tfrecords.FILENAME} is missing or empty)"
-    if "\r" in example_id or "\n" in example_id:
-        return "its id has a line break"
-    first = first_places.setdefault(example_id, place)
-    return "" if first == place else f"its id came before, in {first[0]}: record {first[1]}"
 
 
 def make_id_check(shards: Shards) -> Callable[[Iterable[str]], None]:

@@ -1,16 +1,17 @@
-"""Turns the JSON lines of a batch prediction into the CSV that inference.py writes.
+"""Converts the JSON lines of a batch prediction to the CSV that inference.py writes.
 
     python cats_vs_dogs/convert_prediction_from_json_to_csv.py \\
         --json_prediction_files_pattern='/tmp/batch/prediction-*/prediction.results-*' --csv_output_file=/tmp/out.csv
 
-It reads the lines of the 2017 service
+It reads the lines of the 2017 service:
     {"image_id": "a.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}
-and those of Vertex AI, where "prediction" holds such an object, or bare probabilities if the model has one output:
+In the lines of Vertex AI and batch_predict.py, "prediction" holds such an object. It holds bare probabilities if the
+model has one output:
     {"instance": {"b64": "<the record>"}, "prediction": [0.2, 0.8]}
 """
 
 import base64
-import csv
+import itertools
 import json
 import os
 import sys
@@ -20,16 +21,18 @@ from typing import Any
 if __package__ in (None, ""):  # Run as a file: import the package beside this file, from whatever folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+import numpy as np
 from absl import flags, logging
 
-from cats_vs_dogs import files, utils
+from cats_vs_dogs import files, submission, utils
+from cats_vs_dogs.labels import CAT, DOG
 
 FLAGS = flags.FLAGS
 
-DOG = 1
-
-# A float32 sum of probabilities may end a little above 1; anything further away is no probability.
+# A float32 sum of probabilities can be slightly above 1. Any value further away is no probability.
 _ROUNDING = 1e-6
+
+_BATCH_SIZE = 1024  # Rows that are written at once.
 
 
 def define_flags() -> None:
@@ -37,123 +40,138 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "json_prediction_files_pattern",
         "",
-        "Pattern of the files of a batch prediction, in quotes, such as '/tmp/batch/prediction.results-*'.",
+        "Pattern of the result files of one batch prediction, in quotes, such as '/tmp/batch/prediction.results-*'.",
+        module_name="data",
     )
-    flags.DEFINE_string("csv_output_file", "", "The CSV file to write, with a row for each photograph.")
-    flags.DEFINE_enum(
-        "output_column",
-        "category",
-        ["category", "probability"],
-        "Second column of the CSV: the category (1 = dog, 0 = cat), or the probability of dog (0 to 1).",
+    flags.DEFINE_string(
+        "csv_output_file", "", "The CSV file to write, with one row for each prediction.", module_name="output"
     )
+    submission.define_output_column()
+    flags.register_validator(
+        "json_prediction_files_pattern",
+        bool,
+        "is empty; name the result files of a batch prediction, such as '/tmp/batch/prediction.results-*'",
+    )
+    flags.register_validator("csv_output_file", bool, "is empty; name the file to write, such as /tmp/out.csv")
 
 
 def main() -> None:
     """Converts the files that the flags name."""
-    if not FLAGS.json_prediction_files_pattern:
-        raise utils.UserError(
-            "--json_prediction_files_pattern is empty; name the files of a batch prediction, such as "
-            "--json_prediction_files_pattern='/tmp/batch/prediction.results-*'"
-        )
-    if not FLAGS.csv_output_file:
-        raise utils.UserError("--csv_output_file is empty; name the file to write: --csv_output_file=/tmp/out.csv")
-    num_rows = convert(FLAGS.json_prediction_files_pattern, FLAGS.csv_output_file, FLAGS.output_column)
-    logging.info("%d predictions written to %s", num_rows, FLAGS.csv_output_file)
+    pattern, output_file = FLAGS.json_prediction_files_pattern, FLAGS.csv_output_file
+    if files.is_remote(pattern) or files.is_remote(output_file):
+        utils.import_tensorflow()
+    num_rows = convert(pattern, output_file, FLAGS.output_column)
+    logging.info("%d predictions written to %s", num_rows, output_file)
 
 
 def convert(pattern: str, csv_output_file: str, output_column: str = "category") -> int:
-    """Writes the CSV of all files that a pattern matches, whole or not at all.
+    """Writes the predictions in all files that a pattern matches to a CSV file, which appears when it is complete.
 
     Args:
         pattern: pattern of the JSON lines files. Rows keep their order: files by name, then lines.
         csv_output_file: the file to write.
-        output_column: "category" or "probability".
+        output_column: one of submission.OUTPUT_COLUMNS.
 
     Returns:
         The number of rows, without the header.
 
     Raises:
-        UserError: if a line cannot be read, an id comes twice, or there is no row.
+        UserError: if a line cannot be read, an id is used twice, or no file holds a prediction.
     """
     paths = _without_statistics(files.list_files(pattern, "json_prediction_files_pattern"), pattern)
-    num_rows = 0
     with files.atomic_write(csv_output_file, "csv_output_file") as output:
-        writer = csv.writer(output, lineterminator="\n")
-        writer.writerow(("Id", output_column.capitalize()))
-        for image_id, probability in read_predictions(paths):
-            category = int(probability > 0.5)
-            writer.writerow((image_id, category if output_column == "category" else format(probability, ".6f")))
-            num_rows += 1
-        if not num_rows:
+        writer = submission.Writer(output, output_column)
+        predictions = read_predictions(paths)
+        while batch := list(itertools.islice(predictions, _BATCH_SIZE)):
+            ids, probabilities = zip(*batch, strict=True)
+            writer.write(ids, np.array(probabilities))
+        if not writer.num_rows:
             raise utils.UserError(
                 f"--json_prediction_files_pattern={pattern}: the {len(paths)} files hold no prediction; "
-                "look whether the batch prediction has ended well"
+                "check that the batch prediction succeeded"
             )
-    return num_rows
+    return writer.num_rows
 
 
-def _without_statistics(files: list[str], pattern: str) -> list[str]:
-    """Leaves out the plain text that the services put beside the results."""
-    statistics = [path for path in files if os.path.basename(path).startswith("prediction.errors_stats-")]
+def _without_statistics(paths: list[str], pattern: str) -> list[str]:
+    """Returns the files of results: the services also write plain text files about errors to the same folder."""
+    statistics = [path for path in paths if os.path.basename(path).startswith("prediction.errors_stats-")]
     if statistics:
         logging.info("not read, since they hold no predictions: %s", ", ".join(statistics))
-    if len(statistics) == len(files):
+    if len(statistics) == len(paths):
         raise utils.UserError(
             f"--json_prediction_files_pattern={pattern}: matches only prediction.errors_stats files; "
             "end the pattern with prediction.results-*"
         )
-    return [path for path in files if path not in statistics]
+    return [path for path in paths if path not in statistics]
 
 
-def read_predictions(files: Iterable[str]) -> Iterator[tuple[str, float]]:
+def read_predictions(paths: Iterable[str]) -> Iterator[tuple[str, float]]:
     """Reads files of JSON lines, line by line.
 
     Args:
-        files: their paths.
+        paths: the files.
 
     Yields:
-        (id of the photograph, probability in [0, 1] that it is a dog).
+        (id of the photo, probability of a dog in [0, 1]).
 
     Raises:
-        UserError: naming the file and the line that cannot be read.
+        UserError: if a line cannot be read; names its file and number.
     """
-    import tensorflow as tf
+    first_places: dict[str, submission.Place] = {}
+    for path in paths:
+        for number, line in enumerate(_read_lines(path), start=1):
+            if not line.strip():
+                continue
+            try:
+                image_id, probability = parse_line(line)
+            except ValueError as error:
+                raise utils.UserError(f"{path}: line {number}: {error}") from error
+            problem = submission.id_problem(image_id, (path, number), first_places, "line")
+            if problem:
+                is_second = image_id in first_places
+                advice = (
+                    "match the files of one job only" if is_second else "fix the id in its record and predict again"
+                )
+                name = f" ({_short(image_id)})" if image_id else ""
+                raise utils.UserError(f"{path}: line {number}{name}: {problem}; {advice}")
+            yield image_id, probability
 
-    seen: set[str] = set()
-    for path in files:
-        try:
-            with tf.io.gfile.GFile(path, "rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield _read_line(line, seen, f"{path}, line {number}")
-        except tf.errors.OpError as error:
-            raise utils.UserError(f"{path}: cannot be read: {files.explain_error(error)}") from error
 
-
-def _read_line(line: bytes, seen: set[str], where: str) -> tuple[str, float]:
+def _read_lines(path: str) -> Iterator[bytes]:
     try:
-        image_id, probability = parse_line(line)
-        if image_id in seen:
-            raise ValueError(f'the id "{image_id}" comes a second time; match the files of one job only')
-    except ValueError as error:
-        raise utils.UserError(f"{where}: {error}") from error
-    seen.add(image_id)
-    return image_id, probability
+        if files.is_remote(path):
+            import tensorflow as tf
+
+            file = tf.io.gfile.GFile(path, "rb")
+        else:
+            file = open(path, "rb")  # noqa: SIM115 - closed by the next line.
+        with file:
+            yield from file
+    except Exception as error:
+        if not isinstance(error, files.file_errors()):
+            raise
+        raise utils.UserError(
+            f"{path}: cannot be read: {files.explain_error(error)}; fetch it again, or leave it out of the pattern"
+        ) from error
 
 
-def parse_line(line: str | bytes) -> tuple[str, float]:
-    """Reads one line of a prediction file, in any of the three shapes.
+def parse_line(line: bytes | str) -> tuple[str, float]:
+    """Reads one line of JSON.
+
+    Args:
+        line: in one of the formats that the module docstring shows.
 
     Returns:
-        (id of the photograph, probability in [0, 1] that it is a dog).
+        (id of the photo, probability of a dog in [0, 1]).
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: if the line is not in such a format; says why.
     """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); the file is damaged or no prediction: fetch it again") from error
+        raise ValueError(f"not JSON ({error}); the file is damaged or holds no predictions: fetch it again") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}")
     if "error" in row:
@@ -163,49 +181,48 @@ def parse_line(line: str | bytes) -> tuple[str, float]:
         image_id = _unwrap(_get(prediction, "image_id"))
         indexes = _as_list(_get(prediction, "class_indexes"))
         values = _as_list(_get(prediction, "predictions"))
-    else:  # The model has one output, the probabilities: the id is in the record that was sent.
+    else:  # The model has one output, the probabilities. The id is in the record that was sent.
         values = _as_list(prediction)
-        indexes = [0, DOG] if len(values) == 2 else [DOG]
+        indexes = [CAT, DOG] if len(values) == 2 else [DOG]
         image_id = _id_in_record(_get(row, "instance"))
-    if not isinstance(image_id, str) or not image_id:
-        raise ValueError(f"image_id: expected a text, not {_short(image_id)}")
-    if "\r" in image_id or "\n" in image_id:
-        raise ValueError(f"image_id: expected a text of one line, not {_short(image_id)}")
-    image_id.encode("utf-8")  # Half a surrogate pair, which JSON can spell, is a ValueError here and not when written.
+    if not isinstance(image_id, str):
+        raise ValueError(f"image_id: expected a string, not {_short(image_id)}")
     return image_id, probability_of_dog(indexes, values)
 
 
 def probability_of_dog(indexes: list, values: list) -> float:
-    """Returns the probability in [0, 1] that it is a dog.
+    """Returns the probability of a dog, in [0, 1].
 
     Args:
-        indexes: the class of each value, 0 = cat, 1 = dog, in any order; one of them is enough.
+        indexes: the class of each value, 0 = cat, 1 = dog: both in any order, or one of them.
         values: the probability of each class.
 
     Raises:
-        ValueError: if they are not that.
+        ValueError: if they have other values or different lengths.
     """
     if len(indexes) != len(values):
-        raise ValueError(f"class_indexes has {len(indexes)} values and predictions {len(values)}; expected as many")
-    if any(type(index) is not int for index in indexes) or sorted(indexes) not in ([0], [DOG], [0, DOG]):
+        raise ValueError(
+            f"class_indexes has {len(indexes)} values and predictions {len(values)}; expected the same number"
+        )
+    if any(type(index) is not int for index in indexes) or sorted(indexes) not in ([CAT], [DOG], [CAT, DOG]):
         raise ValueError(f"class_indexes: expected [0, 1], [1, 0], [0] or [1], not {_short(indexes)}")
     for value in values:
-        # NaN, which Python's JSON reader lets pass, is not between them either.
+        # Python's JSON reader accepts NaN; the comparisons reject it.
         if type(value) not in (int, float) or not -_ROUNDING <= value <= 1 + _ROUNDING:
             raise ValueError(f"predictions: expected probabilities from 0 to 1, not {_short(value)}")
     by_class = dict(zip(indexes, values, strict=True))
-    probability = by_class[DOG] if DOG in by_class else 1 - by_class[0]
+    probability = by_class[DOG] if DOG in by_class else 1 - by_class[CAT]
     return min(max(float(probability), 0.0), 1.0)
 
 
 def _get(row: Any, key: str) -> Any:
     if not isinstance(row, dict) or key not in row:
-        raise ValueError(f'"{key}" is missing in {_short(row)}; is it a prediction of this kit\'s export?')
+        raise ValueError(f'"{key}" is missing in {_short(row)}; is it a prediction of a model that this kit exported?')
     return row[key]
 
 
 def _unwrap(value: Any) -> Any:
-    """Takes off the further list that some services put around a value."""
+    """Returns the value inside lists of length 1: some services add such a list around each value."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     return value
@@ -218,6 +235,7 @@ def _as_list(value: Any) -> list:
 
 def _id_in_record(instance: Any) -> str:
     """Returns `image/filename` of the record in {"b64": "<a serialized tf.train.Example>"}."""
+    utils.import_tensorflow()
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -227,18 +245,18 @@ def _id_in_record(instance: Any) -> str:
         record = base64.b64decode(_get(instance, "b64"), validate=True)
         features = tf.train.Example.FromString(record).features.feature
     except (TypeError, ValueError, DecodeError) as error:
-        raise ValueError(f"instance: the record in it cannot be read ({error})") from error
+        raise ValueError(f"instance: its record cannot be read ({error}); fetch the file again") from error
     for feature in (tfrecords.FILENAME, "image_id"):  # image_id: records that another tool wrote.
         if feature in features and features[feature].bytes_list.value:
-            return features[feature].bytes_list.value[0].decode("utf-8")
-    raise ValueError(f"instance: the record in it has no {tfrecords.FILENAME}, so the photograph has no id")
+            return submission.id_text(features[feature].bytes_list.value[0])
+    return ""
 
 
 def _short(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # Lists within lists that could just be read.
-        return "what it is"
+    except RecursionError:  # Nested lists can be too deep to write though they could be read.
+        return "a deeply nested value"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

@@ -1,16 +1,26 @@
-"""Batch prediction with Beam: the rows of inference.py, errors listed, Beam's own flags, errors in one line."""
+"""Batch prediction with Beam: the rows of inference.py, listed errors, Beam's own flags, errors in one line."""
 
+import csv
 import gzip
 import json
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import jpeg, write_shards
 
-from cats_vs_dogs import batch_predict, checkpoints, convert_prediction_from_json_to_csv, inference, tfrecords
+from cats_vs_dogs import (
+    batch_pipeline,
+    batch_predict,
+    checkpoints,
+    convert_prediction_from_json_to_csv,
+    inference,
+    labels,
+    tfrecords,
+)
 from cats_vs_dogs.classifier import Classifier, ModelSpec
 from cats_vs_dogs.export_model import ModelExporter
 from cats_vs_dogs.utils import UserError
@@ -45,7 +55,7 @@ def infer(train_dir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def predict(train_dir, tmp_path, monkeypatch):
-    """Returns a function that predicts in this process, and returns the CSV of it and the rows about errors."""
+    """Returns a function that predicts in this process, and returns the CSV of the results and the rows of errors."""
 
     def run(pattern):
         output = tmp_path / "results"
@@ -63,6 +73,25 @@ def csv_of(folder):
     return path.read_text()
 
 
+def assert_same_rows(csv_text, expected):
+    """Compares two CSVs: the same ids in the same order, and probabilities that are equal up to rounding.
+
+    Batches of other sizes may be computed in another order, which changes the last bits.
+    """
+    (header, *rows), (expected_header, *expected_rows) = (
+        list(csv.reader(text.splitlines())) for text in (csv_text, expected)
+    )
+    assert header == expected_header == ["Id", "Probability"]
+    assert [row[0] for row in rows] == [row[0] for row in expected_rows]
+    probabilities, expected_probabilities = (
+        np.array([float(row[1]) for row in table]) for table in (rows, expected_rows)
+    )
+    np.testing.assert_allclose(probabilities, expected_probabilities, rtol=0, atol=2e-6)
+    # A probability at one half may round to either side; none of these is.
+    assert np.all(np.abs(expected_probabilities - 0.5) > 4e-6)
+    np.testing.assert_array_equal(labels.is_dog(probabilities), labels.is_dog(expected_probabilities))
+
+
 def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -70,10 +99,14 @@ def rows_of(path):
 def test_rows_are_those_of_inference(infer, predict, tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     many = write_shards(tmp_path / "many", "test", num_examples=20, num_shards=5, labelled=False)
-    assert predict(many) == (infer(many), [])
+    csv_text, errors = predict(many)
+    assert errors == []
+    assert_same_rows(csv_text, infer(many))
     few = write_shards(tmp_path / "few", "test", num_examples=43, num_shards=2)
-    assert predict(few) == (infer(few), [])
-    # Nothing of the first job and nothing unfinished is left.
+    csv_text, errors = predict(few)
+    assert errors == []
+    assert_same_rows(csv_text, infer(few))
+    # The files of the first job are removed, and so are temporary ones.
     results = [f"prediction.results-0000{number}-of-00002" for number in range(2)]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [ERRORS, *results]
     line = json.loads((tmp_path / "results" / results[1]).read_text().splitlines()[20])
@@ -97,10 +130,10 @@ def test_bad_records_and_damaged_shards(infer, predict, tmp_path, caplog):
     zipped.write_bytes(gzip.compress(b"shard"))
     empty.write_bytes(b"")
 
-    csv, errors = predict(pattern)
-    # Behind the flipped bit too, where parts of the shard can be read that inference.py does not reach.
-    assert csv == infer(pattern, "skip")
-    assert csv.count("\n") == 1 + 28 + 29 + 10
+    csv_text, errors = predict(pattern)
+    # Later parts of the shard with the flipped bit can be read, but inference.py does not reach them.
+    assert_same_rows(csv_text, infer(pattern, "skip"))
+    assert csv_text.count("\n") == 1 + 28 + 29 + 10
 
     def error(path, reason, *bad):
         records = [{"record": record, "image_id": image_id} for record, image_id in bad]
@@ -123,56 +156,64 @@ def test_bad_records_and_damaged_shards(infer, predict, tmp_path, caplog):
 def test_few_shards_are_divided_and_read_in_parts(tmp_path):
     pattern = write_shards(tmp_path, num_examples=50, num_shards=1)
     (path,) = map(str, Path(pattern).parent.glob(Path(pattern).name))
-    parts = list(batch_predict.divide((0, path), num_parts=64, batch_size=8))
+    parts = list(batch_pipeline.divide((0, path), num_parts=64, batch_size=8))
     assert [part.first for part in parts] == [0, 8, 16, 24, 32, 40, 48]
     assert [part.count for part in parts] == [8, 8, 8, 8, 8, 8, None]
     starts = [next(tfrecords.walk(path, part.position, part.first, with_bytes=True)) for part in parts]
     records = list(tfrecords.walk(path, with_bytes=True))
     assert starts == records[::8][: len(parts)]
-    assert len(list(batch_predict.divide((0, path), num_parts=3, batch_size=8))) == 3
-    assert list(batch_predict.divide((7, "not opened"), num_parts=1, batch_size=8)) == [
-        batch_predict.Part(7, "not opened")
+    assert len(list(batch_pipeline.divide((0, path), num_parts=3, batch_size=8))) == 3
+    assert list(batch_pipeline.divide((7, "not opened"), num_parts=1, batch_size=8)) == [
+        batch_pipeline.Part(7, "not opened")
     ]
 
 
-def test_predictions_that_are_no_probabilities(train_dir, tmp_path, predict, monkeypatch):
+def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, monkeypatch):
     outputs = {
-        "image_id": [b"a", b"b"],
-        "class_indexes": tf.constant([[0, 1]] * 2).numpy(),
-        "predictions": tf.constant([[float("nan")] * 2, [0.25, 0.75]]).numpy(),
+        "image_id": tf.constant(["a", "b"]),
+        "class_indexes": tf.constant([[0, 1]] * 2),
+        "predictions": tf.constant([[float("nan")] * 2, [0.25, 0.75]]),
     }
-    monkeypatch.setattr(batch_predict, "_load", lambda model_dir: lambda records: outputs)
-    csv, errors = predict(write_shards(tmp_path / "in", num_examples=2, num_shards=1))
-    assert csv == "Id,Probability\nb,0.750000\n"
-    assert errors[0]["error"] == "the model's prediction is no probability"
+    model, loads = tf.Module(), []
+    model.signatures = {"serving_default": lambda example_bytes: outputs}
+
+    def load_model(handler):
+        loads.append(handler)
+        return model
+
+    monkeypatch.setattr(batch_pipeline.SavedModelHandler, "load_model", load_model)
+    csv_text, errors = predict(write_shards(tmp_path / "in", num_examples=2, num_shards=1))
+    assert csv_text == "Id,Probability\nb,0.750000\n"
+    assert errors[0]["error"] == "the model's prediction is not a probability"
     assert errors[0]["records"] == [{"record": 0, "image_id": "a"}]
+    assert len(loads) == 1
 
 
-def test_publishing_again_after_a_break(tmp_path):
-    aside = tmp_path / "aside"
-    aside.mkdir()
-    shards = [(number, str(aside / str(number)), []) for number in (1, 0)]
-    (aside / "0").write_text("0")
-    (aside / "1").write_text("1")
+def test_publishing_again_after_a_failure(tmp_path):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shards = [(number, str(unfinished / str(number)), []) for number in (1, 0)]
+    (unfinished / "0").write_text("0")
+    (unfinished / "1").write_text("1")
     older = tmp_path / "prediction.results-00000-of-00001"
     older.write_text("older")
-    # As if a first try had ended when one of two files was at its place.
-    (aside / "0").rename(tmp_path / "prediction.results-00000-of-00002")
+    # As if a first call had been stopped after it moved one of two files.
+    (unfinished / "0").rename(tmp_path / "prediction.results-00000-of-00002")
     for _ in range(2):
-        batch_predict.publish((None, shards), str(tmp_path), str(aside))
+        batch_pipeline.publish((None, shards), str(tmp_path), str(unfinished))
         results = sorted(tmp_path.glob("prediction.results-*"))
         assert [path.read_text() for path in results] == ["0", "1"]
-        assert not aside.exists() and not older.exists()
+        assert not unfinished.exists() and not older.exists()
 
 
 def test_two_worker_processes(run_script, infer, train_dir, tmp_path):
     pattern = write_shards(tmp_path / "in", "test", num_examples=40, num_shards=2, labelled=False, bad=(7,))
     flags = [f"--model_dir={train_dir}/export", f"--input_data_pattern={pattern}", f"--output_path={tmp_path}/results"]
-    # Each worker process says that it starts only if both this level and the number of workers have reached Beam.
+    # Worker processes log their start only at this level: the line shows that Beam has got both flags.
     beam = ["--direct_running_mode=multi_processing", "--direct_num_workers", "2"]
     process = run_script("batch_predict", *beam, "--default_sdk_harness_log_level=INFO", *flags, "--batch_size=4")
     assert process.stderr.count("Python sdk harness starting") == 2
-    assert csv_of(tmp_path / "results") == infer(pattern, "skip")
+    assert_same_rows(csv_of(tmp_path / "results"), infer(pattern, "skip"))
     warning = "WARNING: 1 records or shards could not be read (1: its picture cannot be decoded)"
     assert process.stderr.splitlines()[-1] == f"{warning}; {tmp_path}/results/{ERRORS} lists them"
 
@@ -197,7 +238,7 @@ def test_errors_before_beam_starts(predict, train_dir, tmp_path, monkeypatch):
     assert options.get_all_options(retain_unknown_options=True)["of_the_cluster"] == "1"
     with pytest.raises(UserError, match="^Beam cannot run this: Unexpected pipeline runner: Nothing"):
         options = batch_predict.parse_beam_flags(["--runner=Nothing"], [])
-        batch_predict.run(str(train_dir / "export"), ["x"], str(tmp_path), 1, options)
+        batch_pipeline.run(str(train_dir / "export"), ["x"], str(tmp_path), 1, options)
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[beam\]'"):
         predict(str(tmp_path / "*"))
@@ -213,19 +254,19 @@ def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path):
     assert [path.read_text() for path in (tmp_path / "results").iterdir()] == ["older"]
 
 
-def test_models_that_are_none(train_dir, tmp_path):
-    batch_predict.check_model(str(train_dir / "export"))
+def test_folders_without_a_usable_model(train_dir, tmp_path):
+    batch_pipeline.check_model(str(train_dir / "export"))
     with pytest.raises(UserError, match=f"^--model_dir={train_dir}: holds no SavedModel"):
-        batch_predict.check_model(str(train_dir))
+        batch_pipeline.check_model(str(train_dir))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "saved_model.pb").write_bytes(b"\xff" * 9)
     with pytest.raises(UserError, match="holds no SavedModel"):
-        batch_predict.check_model(str(tmp_path / "damaged"))
+        batch_pipeline.check_model(str(tmp_path / "damaged"))
     module = tf.Module()
     tf.saved_model.save(module, str(tmp_path / "bare"))
     with pytest.raises(UserError, match="has no signature serving_default"):
-        batch_predict.check_model(str(tmp_path / "bare"))
+        batch_pipeline.check_model(str(tmp_path / "bare"))
     module.f = tf.function(lambda x: {"y": x}, input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     tf.saved_model.save(module, str(tmp_path / "other"), signatures={"serving_default": module.f})
-    with pytest.raises(UserError, match="its signature serving_default takes x and gives y, not example_bytes and"):
-        batch_predict.check_model(str(tmp_path / "other"))
+    with pytest.raises(UserError, match="its signature serving_default takes x and returns y, not example_bytes and"):
+        batch_pipeline.check_model(str(tmp_path / "other"))

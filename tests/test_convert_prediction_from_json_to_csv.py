@@ -1,7 +1,9 @@
-"""Tests of the converter from JSON predictions to the CSV, on lines of the three shapes that it reads."""
+"""The converter from JSON predictions to the CSV, on lines of the three formats that it reads."""
 
 import base64
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -31,7 +33,7 @@ def record(image_id):
 
 @pytest.fixture
 def convert(tmp_path):
-    """Returns a function that writes files of lines and returns the CSV of them."""
+    """Returns a function that writes files of lines and returns their CSV."""
 
     def run(files, output_column="category"):
         for name, lines in files.items():
@@ -60,7 +62,7 @@ def convert(tmp_path):
         line_one_output("a.jpg", 0.75),
     ],
 )
-def test_every_shape_gives_id_and_probability_of_dog(line):
+def test_every_format_has_id_and_probability_of_a_dog(line):
     assert converter.parse_line(line) == ("a.jpg", 0.75)
 
 
@@ -97,14 +99,14 @@ def test_probability_column_and_quotes(convert):
         ('{"instance": "b.jpg", "prediction": [0.5, 0.5]}', '"b64" is missing'),
         ('{"instance": {"b64": "!"}, "prediction": [0.5, 0.5]}', "cannot be read"),
         ('{"instance": {"b64": "AAAA"}, "prediction": [0.5, 0.5]}', "cannot be read"),
-        ('{"instance": {"b64": ""}, "prediction": [0.5, 0.5]}', "no image/filename"),
+        ('{"instance": {"b64": ""}, "prediction": [0.5, 0.5]}', "it has no id (image/filename is missing or empty)"),
         (line_one_output("b", [0.2, 0.3, 0.5]), "class_indexes has 1 values and predictions 3"),
         (line_one_output("b", "dog"), "expected probabilities"),
-        (line_2017(7, [0, 1], [0.5, 0.5]), "image_id: expected a text, not 7"),
-        (line_2017("\ud800", [0, 1], [0.5, 0.5]), "surrogates"),
-        (line_2017("b\rc", [0, 1], [0.5, 0.5]), "image_id: expected a text of one line"),
-        (line_2017("b\nc", [0, 1], [0.5, 0.5]), "image_id: expected a text of one line"),
-        (line_2017("", [0, 1], [0.5, 0.5]), 'image_id: expected a text, not ""'),
+        (line_2017(7, [0, 1], [0.5, 0.5]), "image_id: expected a string, not 7"),
+        (line_2017("\ud800", [0, 1], [0.5, 0.5]), "its id is not valid Unicode"),
+        (line_2017("b\rc", [0, 1], [0.5, 0.5]), r'("b\rc"): its id has a line break; fix the id in its record'),
+        (line_2017("b\nc", [0, 1], [0.5, 0.5]), "its id has a line break"),
+        (line_2017("", [0, 1], [0.5, 0.5]), "line 2: it has no id (image/filename is missing or empty)"),
         (line_2017("b", [0, 1], [0.5, 0.5])[:-9], "not JSON"),
         (line_2017("b", [0, 1], [1e999, 0.5]), "from 0 to 1, not Infinity"),
         (line_2017("b", [0, 1], {"cat": 0.5}), "class_indexes has 2 values and predictions 1"),
@@ -118,22 +120,22 @@ def test_probability_column_and_quotes(convert):
         (line_2017("b", [0, 1], ["0.5", 0.5]), "from 0 to 1"),
         (line_2017("b", [1], [3.2]), "from 0 to 1, not 3.2"),
         ('{"instance": {"b64": ""}, "error": {"status": "x", "message": "too big"}}', "too big"),
-        (line_2017("a", [0, 1], [0.5, 0.5]), "a second time"),
+        (line_2017("a", [0, 1], [0.5, 0.5]), "prediction.results-0: line 1; match the files of one job only"),
     ],
 )
 def test_an_unreadable_line_is_named_and_nothing_is_written(convert, tmp_path, line, message):
     (tmp_path / "out.csv").write_text("older")
     with pytest.raises(UserError) as error:
         convert({"prediction.results-0": [line_2017("a", [0, 1], [0.5, 0.5]), line]})
-    assert f"{tmp_path / 'prediction.results-0'}, line 2: " in str(error.value)
+    assert f"{tmp_path / 'prediction.results-0'}: line 2" in str(error.value)
     assert message in str(error.value)
     assert len(str(error.value)) < 500
     assert (tmp_path / "out.csv").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "prediction.results-0"]
 
 
-def test_nested_lists_are_never_too_deep():
-    for depth in range(900, 1000):  # Python takes some 1,000, and fewer to write them than to read them.
+def test_deeply_nested_lists_are_an_error_in_one_line():
+    for depth in range(900, 1000):  # Python reads about 1,000 levels, and writes fewer.
         with pytest.raises(ValueError, match="not JSON|is missing in"):
             converter.parse_line('{"x": ' + "[" * depth + "]" * depth + "}")
 
@@ -164,7 +166,32 @@ def test_many_lines_are_quick(convert):
     lines = [line_2017(f"{i}.jpg", [0, 1], [0.25, 0.75]) for i in range(100_000)]
     start = time.perf_counter()
     assert convert({"prediction.results-0": lines}).count("\n") == 100_001
-    assert time.perf_counter() - start < 20  # Takes a second or two.
+    assert time.perf_counter() - start < 20  # Takes less than a second.
+
+
+def test_a_file_that_cannot_be_read(convert, tmp_path):
+    (tmp_path / "prediction.results-1").symlink_to(tmp_path / "gone")
+    message = f"^{tmp_path}/prediction.results-1: cannot be read: .*No such file.*; fetch it again, or leave it out"
+    with pytest.raises(UserError, match=message):
+        convert({"prediction.results-0": [line_2017("a", [0, 1], [0.5, 0.5])]})
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_ids_in_records_are_those_of_inference():
+    encoded = tfrecords.make_example(jpeg(), "c.jpg", None).replace(b"c.jpg", b"\xff.jpg")
+    line = json.dumps({"instance": {"b64": base64.b64encode(encoded).decode()}, "prediction": 0.75})
+    assert converter.parse_line(line) == ("\ufffd.jpg", 0.75)
+
+
+def test_local_files_with_ids_need_no_tensorflow(tmp_path):
+    (tmp_path / "prediction.results-0").write_text(line_vertex("a.jpg", [0, 1], [0.4, 0.6]) + "\n")
+    code = (
+        "import sys\n"
+        "from cats_vs_dogs import convert_prediction_from_json_to_csv as converter\n"
+        f"assert converter.convert('{tmp_path}/pred*', '{tmp_path}/out.csv') == 1\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
 def test_the_script(run_script, fails_in_one_line, tmp_path):
@@ -173,5 +200,5 @@ def test_the_script(run_script, fails_in_one_line, tmp_path):
     process = run_script(script, pattern, f"--csv_output_file={tmp_path}/out.csv")
     assert (tmp_path / "out.csv").read_text() == "Id,Category\na.jpg,1\n"
     assert "1 predictions written" in process.stderr
-    assert "--csv_output_file is empty" in fails_in_one_line(script, pattern)
-    assert "--json_prediction_files_pattern is empty" in fails_in_one_line(script)
+    assert "--csv_output_file=: is empty; name the file to write" in fails_in_one_line(script, pattern)
+    assert "--json_prediction_files_pattern=: is empty; name the result files" in fails_in_one_line(script)
