@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from cats_vs_dogs import augmentation, terminal, tfrecords
+from cats_vs_dogs.pictures import MAX_PIXELS
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 
 _SHUFFLE_BYTES = 32 * 2**20  # how much of the shards the shuffle buffer holds; the first batch waits for it
 _READ_BYTES = 256 * 2**10  # how much is read from a file at once
-
-MAX_PIXELS = 100_000_000  # of a picture: a file of a few kilobytes can claim to have so many that they fill the memory
 
 # Why a picture is not decoded, although TensorFlow might.
 TOO_LARGE = f"its picture is larger than {MAX_PIXELS:,} pixels"

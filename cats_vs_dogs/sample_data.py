@@ -1,18 +1,17 @@
-"""The sample set: drawn cats and dogs, so that every script works before there is any data.
+"""The sample set: drawn cats and dogs, so that every script works without any data.
 
-`pattern` draws the set on first use into the user's cache. Run as a script, this module draws it into a folder of
-one's own:
+`pattern` draws the set into the user's cache on first use. As a script, this module draws it into any folder:
 
     python cats_vs_dogs/sample_data.py --output_dir=samples              # TFRecord shards
-    python cats_vs_dogs/sample_data.py --output_dir=samples --as_images  # JPEG files in folders, as Kaggle's download
+    python cats_vs_dogs/sample_data.py --output_dir=samples --as_images  # JPEG files in the layout of Kaggle's download
 
-Drawing needs no TensorFlow; only writing shards imports it.
+TensorFlow is imported only to write shards.
 """
 
 import os
 import sys
 
-if __package__ in (None, ""):  # Run as a file: import the package beside this file, from whatever folder.
+if __package__ in (None, ""):  # Run as a file: make the package importable from any working directory.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import contextlib
@@ -20,24 +19,23 @@ import getpass
 import io
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import flags, logging
 from PIL import Image, ImageDraw
 
-from cats_vs_dogs import utils
+from cats_vs_dogs import files, labels, utils
 from cats_vs_dogs.utils import UserError
 
 FLAGS = flags.FLAGS
 
 NUM_EXAMPLES = {"train": 4000, "validation": 500, "test": 500}
 
-_VERSION = 1  # Counted up when the drawing changes, so that nobody trains on one drawing and evaluates on another.
+_VERSION = 1  # Increase it when the drawing changes, so that nobody trains on one version and evaluates on another.
 _EXAMPLES_PER_SHARD = 1000
-_NAMES = ("cat", "dog")  # By label.
 
-_OVERSAMPLING = 2  # Pillow draws hard edges; drawn this much larger and averaged, they are smooth.
+_OVERSAMPLING = 2  # Pillow draws hard edges. Pictures are drawn larger by this factor and averaged down.
 _CIRCLE = np.exp(2j * np.pi * np.arange(20) / 20)
 _FURS = ((232, 226, 214), (240, 196, 120), (214, 138, 66), (150, 96, 54), (120, 118, 122), (70, 62, 62))
 _EYES = ((120, 180, 70), (220, 180, 60), (90, 160, 210), (130, 84, 40))
@@ -45,25 +43,25 @@ _DARK, _WHITE, _PINK, _TONGUE = (34, 28, 30), (250, 250, 246), (226, 140, 140), 
 
 
 def cache_folder() -> str:
-    """Returns the folder that holds the sample set, whether it has been drawn or not."""
+    """Returns the path of the cached sample set. It may not have been drawn yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # The XDG specification has relative paths ignored.
+    if not os.path.isabs(base):  # The XDG specification says to ignore relative paths.
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "cats_vs_dogs", f"sample-v{_VERSION}")
 
 
 def pattern(split: str) -> str:
-    """Returns the glob pattern of a split's shards, and draws the sample set if it is not there yet.
+    """Returns the glob pattern of a split's shards. Draws the sample set first if it is missing.
 
     Args:
-        split: "train", "validation" or "test"; the records of "test" have no label.
+        split: "train", "validation" or "test". Records of "test" have no label.
 
     Raises:
-        UserError: if neither the cache nor the folder for temporary files can be written.
+        UserError: if neither the cache nor the system's temporary folder can be written to.
     """
     folders = [cache_folder()]
-    with contextlib.suppress(OSError):  # A machine may have no folder for temporary files.
-        user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # Containers have users without a name.
+    with contextlib.suppress(OSError):  # Some machines have no temporary folder.
+        user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # In containers, a user may have no name.
         folders.append(os.path.join(tempfile.gettempdir(), f"cats_vs_dogs-{user}", f"sample-v{_VERSION}"))
     for folder in folders:
         if _is_complete(folder):
@@ -83,15 +81,15 @@ def pattern(split: str) -> str:
 def draw(label: int, rng: np.random.Generator) -> Image.Image:
     """Draws one picture.
 
-    Fur, background, pose, light and what hides the animal are drawn from the same distributions for both classes, so
-    that only the shape of the animal tells them apart (dogs are a little larger, which a linear model can use).
+    Fur, background, pose, light and objects in front of the animal have the same distributions for both classes. Only
+    the animal's shape and size differ. Dogs are slightly larger, so even a linear model can learn something.
 
     Args:
-        label: 1 for a dog, 0 for a cat.
-        rng: where all randomness comes from.
+        label: `labels.CAT` or `labels.DOG`.
+        rng: the only source of randomness.
 
     Returns:
-        An RGB picture; each side has 48 to 128 pixels.
+        An RGB picture, 48 to 128 pixels high and wide.
     """
     width, height = (int(side) for side in rng.integers(48, 129, 2))
     canvas = _background(width * _OVERSAMPLING, height * _OVERSAMPLING, rng)
@@ -100,7 +98,7 @@ def draw(label: int, rng: np.random.Generator) -> Image.Image:
     pen.oval(rng.uniform(-0.4, 0.4) + 2j, 1.15, 1.5, _shade(fur, 0.9), outline=_shade(fur, 0.6))
     if rng.random() < 0.5:
         pen.oval(rng.uniform(-0.2, 0.2) + 1.7j, 0.5, 0.8, _lighten(fur))  # A light chest.
-    draw_head = _draw_dog_head if label else _draw_cat_head
+    draw_head = _draw_dog_head if label == labels.DOG else _draw_cat_head
     draw_head(pen, fur, rng)
     if rng.random() < 0.3:
         _hide_part(pen, rng)
@@ -108,13 +106,17 @@ def draw(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 class _Pen:
-    """Draws in the animal's own coordinates, whatever its place, size and tilt in the picture.
+    """Draws in the animal's own coordinates, which are independent of its position, size and tilt in the picture.
 
-    A point is a complex number: 0 is the middle of the head, 1 its right edge and 1j its chin, as seen by us.
+    A point is a complex number: 0 is the centre of the head, 1 its right edge and 1j its chin, from the viewer's side.
+
+    Args:
+        canvas: the picture to draw on.
+        middle: position of the origin, pixels: x + 1j * y.
+        turn: a factor that scales the animal's coordinates to pixels and rotates them.
     """
 
     def __init__(self, canvas: Image.Image, middle: complex, turn: complex):
-        """`middle` is in pixels; multiplying by `turn` scales and rotates."""
         self._draw = ImageDraw.Draw(canvas)
         self._middle = middle
         self._turn = turn
@@ -137,16 +139,19 @@ class _Pen:
 
 
 def _place(canvas: Image.Image, label: int, rng: np.random.Generator) -> _Pen:
-    """Chooses where the head is, how large and how tilted; the left or right border cuts a few heads."""
+    """Chooses the head's position, size and tilt. A few heads are cut off by the left or right border."""
     x = rng.choice((0.08, 0.92)) if rng.random() < 0.12 else rng.uniform(0.36, 0.64)
     y = rng.uniform(0.42, 0.6)
-    size = rng.uniform(0.28, 0.38) * (1.06 if label else 1.0) * min(canvas.size)
+    size = rng.uniform(0.28, 0.38) * (1.06 if label == labels.DOG else 1.0) * min(canvas.size)
     return _Pen(canvas, x * canvas.width + 1j * y * canvas.height, size * np.exp(1j * rng.uniform(-0.35, 0.35)))
 
 
 def _draw_cat_head(pen: _Pen, fur: tuple, rng: np.random.Generator) -> None:
-    """A round face under upright pointed ears, slit eyes, a small nose, whiskers."""
-    line, looks = _shade(fur, 0.6), rng.uniform(-0.25, 0.25)  # It looks left or right: the face moves on the head.
+    """Draws a round face, upright pointed ears, slit eyes, a small nose and whiskers."""
+    line, looks = (
+        _shade(fur, 0.6),
+        rng.uniform(-0.25, 0.25),
+    )  # The cat looks left or right: its face is moved on the head.
     height = rng.uniform(1.3, 1.65)
     for side in (-1, 1):
         ear = np.array([-0.95 - 0.2j, -0.8 - 1j * height, -0.1 - 0.8j])
@@ -172,7 +177,7 @@ def _draw_cat_head(pen: _Pen, fur: tuple, rng: np.random.Generator) -> None:
 
 
 def _draw_dog_head(pen: _Pen, fur: tuple, rng: np.random.Generator) -> None:
-    """Hanging ears at the sides, round eyes, a long muzzle with a large nose, perhaps the tongue out."""
+    """Draws hanging ears, round eyes, a long muzzle with a large nose, and in some pictures a tongue."""
     line, looks = _shade(fur, 0.6), rng.uniform(-0.25, 0.25)
     pen.oval(-0.05j, 0.88, 0.95, fur, line)
     if rng.random() < 0.5:
@@ -191,7 +196,7 @@ def _draw_dog_head(pen: _Pen, fur: tuple, rng: np.random.Generator) -> None:
 
 
 def _background(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Returns soft patches of colour with a few things in front of them, among them ears' and muzzles' shapes."""
+    """Returns soft patches of colour with a few objects on them. Some are shaped like ears or muzzles."""
     patches = rng.integers(90, 170, 3) + rng.integers(-45, 46, (3, 3, 3))
     canvas = Image.fromarray(patches.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     for _ in range(rng.integers(0, 4)):
@@ -203,7 +208,7 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Image.Imag
 
 
 def _hide_part(pen: _Pen, rng: np.random.Generator) -> None:
-    """Puts a bar or a blob in front of a part of the head: a side of it, never all that tells a cat from a dog."""
+    """Draws a bar or an oval over one side of the head. Enough stays visible to tell a cat from a dog."""
     colour, away = _any_colour(rng), rng.uniform(0.5, 1.3) * np.exp(1j * rng.uniform(0, 2 * np.pi))
     if rng.random() < 0.5:
         pen.oval(away, rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6), colour)
@@ -213,7 +218,7 @@ def _hide_part(pen: _Pen, rng: np.random.Generator) -> None:
 
 
 def _photograph(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Adds what a camera adds: light that falls from one side, and noise."""
+    """Adds light from one side, and noise, as in a photo."""
     pixels = np.asarray(picture).astype(np.float32)
     left, right = rng.uniform(0.75, 1.1, 2)
     pixels *= np.linspace(left, right, picture.width, dtype=np.float32)[:, np.newaxis]
@@ -223,7 +228,7 @@ def _photograph(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _any_colour(rng: np.random.Generator) -> tuple:
-    """Returns a colour that is not too loud: any colour, half mixed with a grey."""
+    """Returns a random muted colour: the average of a colour and a grey."""
     return tuple(((rng.integers(30, 240, 3) + rng.integers(60, 240)) // 2).tolist())
 
 
@@ -236,22 +241,23 @@ def _lighten(colour: tuple) -> tuple:
 
 
 def _pictures(split: str) -> Iterator[tuple[str, int | None, bytes]]:
-    """Draws the pictures of a split, always the same ones.
+    """Draws the pictures of a split. They are the same in every call.
 
     Yields:
         The file name, the label (None in the test split) and the bytes of the JPEG file. Names are as in Kaggle's
-        download: cats and dogs are counted from 0, on through train and validation; test pictures from 1.
+        download: cats and dogs are each numbered from 0, through train and then validation. Test pictures are
+        numbered from 1.
     """
     seed, size = list(NUM_EXAMPLES).index(split), NUM_EXAMPLES[split]
-    labels = np.random.default_rng([seed, 0]).permutation(size) % 2
-    counts = [NUM_EXAMPLES["train"] // 2 if split == "validation" else 0] * 2
-    for number, label in enumerate(labels.tolist(), start=1):
+    drawn_labels = np.random.default_rng([seed, 0]).permutation(size) % labels.NUM_CLASSES
+    counts = [NUM_EXAMPLES["train"] // labels.NUM_CLASSES if split == "validation" else 0] * labels.NUM_CLASSES
+    for number, label in enumerate(drawn_labels.tolist(), start=1):
         buffer = io.BytesIO()
         draw(label, np.random.default_rng([seed, number])).save(buffer, "JPEG", quality=90)
         if split == "test":
             yield f"{number}.jpg", None, buffer.getvalue()
         else:
-            yield f"{_NAMES[label]}.{counts[label]}.jpg", label, buffer.getvalue()
+            yield f"{labels.CLASS_NAMES[label]}.{counts[label]}.jpg", label, buffer.getvalue()
             counts[label] += 1
 
 
@@ -285,60 +291,83 @@ def _write_images(folder: str) -> None:
 
 
 def _is_complete(folder: str) -> bool:
-    # A folder appears whole, but cleaners of /tmp delete file by file.
+    # A complete folder is moved here, but programs that clean /tmp may later delete single files.
     return all(os.path.isfile(path) for split in NUM_EXAMPLES for path in _shard_paths(folder, split))
 
 
 def _draw_into_cache(folder: str) -> None:
-    """Draws the set aside and renames the folder when it is whole.
+    """Draws the set in a temporary folder and renames that when it is complete.
 
     Raises:
-        OSError: if the folder cannot be written.
+        OSError: if the folder cannot be written to.
     """
     parent, name = os.path.split(folder)
     os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}.") as aside:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}.") as temporary:
         logging.info("Drawing the sample set (%d cats and dogs) in %s, once", sum(NUM_EXAMPLES.values()), folder)
-        drawn = os.path.join(aside, "drawn")
+        drawn = os.path.join(temporary, "drawn")
         os.mkdir(drawn)
         _write_shards(drawn)
         if not _is_complete(folder):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, os.path.join(aside, "damaged"))
+                os.rename(folder, os.path.join(temporary, "damaged"))
         try:
-            os.rename(drawn, folder)
+            files.replace(drawn, folder)
         except OSError:
-            if not _is_complete(folder):  # If it is, another process was faster, and its pictures are the same.
+            if not _is_complete(folder):  # Another process may have been faster; its pictures are the same.
                 raise
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output_dir", "", "The folder to draw the sample set in; made if needed, must be empty.")
+    """Defines the flags of this script."""
+    flags.DEFINE_string(
+        "output_dir", "", "The folder to draw the sample set in. Made if needed; must be empty.", module_name="output"
+    )
+    flags.register_validator(
+        "output_dir",
+        lambda folder: folder and not files.is_remote(folder),
+        "name a folder on this machine, such as --output_dir=samples",
+    )
     flags.DEFINE_bool(
         "as_images",
         False,
-        "Write JPEG files laid out as Kaggle's download (train/cat.0.jpg, test1/1.jpg) instead of TFRecord shards; "
-        "train/ then holds the validation pictures, too.",
+        "Write JPEG files in the layout of Kaggle's download (train/cat.0.jpg, test1/1.jpg) instead of TFRecord "
+        "shards. The folder train then also holds the validation pictures.",
+        module_name="output",
     )
 
 
 def main() -> None:
-    folder = FLAGS.output_dir
-    if not folder or "://" in folder:
-        raise UserError(f"--output_dir={folder}: name a folder of this machine, such as --output_dir=samples")
-    write = _write_images if FLAGS.as_images else _write_shards
+    """Draws the sample set into --output_dir."""
+    if FLAGS.as_images:
+        draw_into_folder(FLAGS.output_dir, _write_images)
+    else:
+        utils.import_tensorflow()
+        draw_into_folder(FLAGS.output_dir, _write_shards)
+
+
+def draw_into_folder(folder: str, write: Callable[[str], None]) -> None:
+    """Draws the sample set into an empty folder.
+
+    Args:
+        folder: the folder; made if needed.
+        write: writes the set into the folder that it is called with.
+
+    Raises:
+        UserError: if the folder is not empty or cannot be written to.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         if os.listdir(folder):
             raise UserError(f"--output_dir={folder}: is not empty; name a new folder")
         logging.info("Drawing the sample set (%d cats and dogs) in %s", sum(NUM_EXAMPLES.values()), folder)
-        # Aside, but inside the folder: the folder may be a mount, which nothing can be renamed onto.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-") as aside:
-            write(aside)
-            for name in os.listdir(aside):
-                os.rename(os.path.join(aside, name), os.path.join(folder, name))
+        # The temporary folder is inside the folder, since nothing can be renamed onto a mount point.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-") as temporary:
+            write(temporary)
+            for name in os.listdir(temporary):
+                files.replace(os.path.join(temporary, name), os.path.join(folder, name))
     except OSError as error:
-        raise UserError(f"--output_dir={folder}: cannot be written: {error}") from error
+        raise UserError(f"--output_dir={folder}: cannot be written to: {error}; name another folder") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sample set: what is drawn, that it can be learnt but not by a line, and that it is there whole or not at all."""
+"""Tests of the sample set: what is drawn, how hard it is to learn, and that it is complete or absent."""
 
 import glob
 import io
@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from cats_vs_dogs import sample_data, tfrecords
+from cats_vs_dogs.labels import CLASS_NAMES
 from cats_vs_dogs.utils import UserError
 
 FEATURES = {
@@ -22,7 +23,7 @@ FEATURES = {
 
 
 def read(pattern):
-    """Returns the encoded pictures, the names and the labels (-1: none) of shards, in order."""
+    """Returns the encoded pictures, the names and the labels (-1: no label) of shards, in order."""
     examples = [
         tf.io.parse_single_example(record, FEATURES) for record in tf.data.TFRecordDataset(sorted(glob.glob(pattern)))
     ]
@@ -39,7 +40,7 @@ def size_of(encoded):
 
 @pytest.fixture(scope="module")
 def full_set(run_script, tmp_path_factory):
-    """The whole sample set as the command writes it: a dict from split to pictures, names, labels."""
+    """Returns the sample set that the command writes: {split: (pictures, names, labels)}."""
     folder = tmp_path_factory.mktemp("samples") / "new" / "folder"
     run_script("sample_data", f"--output_dir={folder}")
     assert sorted(os.listdir(folder)) == [
@@ -52,7 +53,7 @@ def full_set(run_script, tmp_path_factory):
 
 @pytest.fixture
 def small_set(monkeypatch, tmp_path):
-    """Makes the set 24 pictures small, and returns the folder that holds the cache."""
+    """Reduces the set to 24 pictures, and returns the folder that holds the cache."""
     for split, number in {"train": 12, "validation": 6, "test": 6}.items():
         monkeypatch.setitem(sample_data.NUM_EXAMPLES, split, number)
     monkeypatch.setattr(sample_data, "_EXAMPLES_PER_SHARD", 5)
@@ -63,7 +64,7 @@ def small_set(monkeypatch, tmp_path):
 
 
 def forbid_drawing(monkeypatch, error=AssertionError, after=0):
-    """Makes the drawing of picture number `after` raise."""
+    """Makes `draw` raise an error after `after` pictures."""
     draw, calls = sample_data.draw, []
 
     def broken_draw(label, rng):
@@ -76,18 +77,18 @@ def forbid_drawing(monkeypatch, error=AssertionError, after=0):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_half_are_cats_half_dogs_in_random_order_and_named_so(full_set, split):
+def test_half_are_cats_and_half_are_dogs_in_random_order(full_set, split):
     _, names, labels = full_set[split]
     assert len(labels) == sample_data.NUM_EXAMPLES[split]
     assert np.mean(labels == 1) == np.mean(labels == 0) == 0.5
     assert abs(np.mean(labels[1:] == labels[:-1]) - 0.5) < 0.1
-    assert [name.split(".")[0] for name in names] == [("cat", "dog")[label] for label in labels]
+    assert [name.split(".")[0] for name in names] == [CLASS_NAMES[label] for label in labels]
 
 
 def test_names_are_unique_over_train_and_validation_as_in_kaggles_download(full_set):
     names = set(full_set["train"][1] + full_set["validation"][1])
     each = (sample_data.NUM_EXAMPLES["train"] + sample_data.NUM_EXAMPLES["validation"]) // 2
-    assert names == {f"{animal}.{number}.jpg" for animal in ("cat", "dog") for number in range(each)}
+    assert names == {f"{animal}.{number}.jpg" for animal in CLASS_NAMES for number in range(each)}
 
 
 def test_test_pictures_have_numbers_and_no_labels(full_set):
@@ -96,7 +97,7 @@ def test_test_pictures_have_numbers_and_no_labels(full_set):
     assert set(labels) == {-1}
 
 
-def test_pictures_are_jpegs_of_many_sizes_and_none_twice(full_set):
+def test_pictures_are_unique_jpegs_of_many_sizes(full_set):
     encoded = [picture for split in full_set.values() for picture in split[0]]
     assert all(picture.startswith(b"\xff\xd8") for picture in encoded)
     assert len(set(encoded)) == len(encoded) == sum(sample_data.NUM_EXAMPLES.values())
@@ -112,7 +113,7 @@ def test_another_process_draws_the_same_bytes(full_set, split):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_the_generator_alone_decides_the_picture(label):
+def test_the_picture_depends_only_on_the_generator(label):
     first, again, other = (sample_data.draw(label, np.random.default_rng(seed)).tobytes() for seed in (1, 1, 2))
     assert first == again != other
 
@@ -152,7 +153,7 @@ def test_a_relative_xdg_cache_home_is_ignored(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_broken_off_drawing_leaves_nothing(small_set, monkeypatch, error):
+def test_interrupted_drawing_leaves_nothing(small_set, monkeypatch, error):
     with monkeypatch.context() as patch:
         forbid_drawing(patch, error, after=15)
         with pytest.raises(error):
@@ -168,7 +169,7 @@ def test_a_cache_that_lost_a_shard_is_drawn_again(small_set):
     assert os.listdir(small_set) == [os.path.basename(sample_data.cache_folder())]
 
 
-def test_the_slower_of_two_processes_takes_the_set_of_the_faster(small_set, monkeypatch):
+def test_the_slower_of_two_processes_uses_the_set_of_the_faster(small_set, monkeypatch):
     write_shards = sample_data._write_shards
 
     def write_shards_and_be_overtaken(folder):
@@ -185,7 +186,7 @@ def test_the_slower_of_two_processes_takes_the_set_of_the_faster(small_set, monk
 
 
 def test_a_cache_that_cannot_be_written_falls_back_to_temporary_files(small_set, monkeypatch, caplog, tmp_path):
-    (tmp_path / "cache").write_text("a file, so that not even root can make a folder in it")
+    (tmp_path / "cache").write_text("a file, so that even root cannot make a folder in it")
     pattern = sample_data.pattern("test")
     assert pattern.startswith(str(tmp_path / "temporary"))
     assert len(read(pattern)[0]) == 6
@@ -210,7 +211,7 @@ def test_when_nothing_can_be_written_the_error_says_what_to_do(
         sample_data.pattern("train")
 
 
-def test_a_full_disk_is_an_error_for_users_and_leaves_nothing(small_set, monkeypatch):
+def test_a_full_disk_is_a_user_error_and_leaves_nothing(small_set, monkeypatch):
     def fail(path, examples):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
@@ -229,9 +230,12 @@ def test_the_command_writes_images_as_kaggles_download(run_script, full_set, tmp
     assert (tmp_path / "here" / "test1" / "17.jpg").read_bytes() == full_set["test"][0][16]
 
 
-def test_the_command_refuses_what_is_not_an_empty_folder(fails_in_one_line, tmp_path):
+def test_the_command_needs_an_empty_folder_on_this_machine(fails_in_one_line, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in fails_in_one_line("sample_data", f"--output_dir={tmp_path}")
-    assert "cannot be written" in fails_in_one_line("sample_data", f"--output_dir={tmp_path / 'mine.txt'}")
-    assert "name a folder" in fails_in_one_line("sample_data")
+    assert "cannot be written to" in fails_in_one_line("sample_data", f"--output_dir={tmp_path / 'mine.txt'}")
+    for arguments in ([], ["--output_dir=gs://bucket/samples"]):
+        assert "name a folder on this machine, such as --output_dir=samples" in fails_in_one_line(
+            "sample_data", *arguments
+        )
     assert os.listdir(tmp_path) == ["mine.txt"]
