@@ -74,7 +74,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Downloads the objects that --source names."""
-    for name in ("google", "urllib3"):  # They warn about each retry, and about a login that a public bucket needs not.
+    for name in ("google", "urllib3"):  # They warn about retries and a missing login, both harmless.
         python_logging.getLogger(name).setLevel(python_logging.ERROR)
     download(FLAGS.source, FLAGS.destination, FLAGS.num_workers)
 
@@ -84,15 +84,15 @@ def download(source: str, destination: str, num_workers: int = 8) -> collections
 
     Args:
         source: a gs:// address, see --source.
-        destination: local folder for the files.
+        destination: local folder for the files, created if it does not exist.
         num_workers: number of files to download at the same time.
 
     Returns:
         The number of files "fetched", and of those that were already "complete".
 
     Raises:
-        UserError: if the bucket or the network fails, nothing matches, or a file cannot be written. Files that are
-            complete by then stay.
+        UserError: if the bucket or the network fails, nothing matches, or a file cannot be written. Complete files are
+            kept.
     """
     bucket, pattern = parse_source(source)
     with contextlib.closing(_make_client()) as client:
@@ -134,9 +134,7 @@ def _make_client() -> Any:
     try:
         return storage.Client(project=None)  # Reading needs no project, and credentials may come without one.
     except DefaultCredentialsError as error:
-        if (
-            "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
-        ):  # The user wants these, so anonymous access is no substitute.
+        if "GOOGLE_APPLICATION_CREDENTIALS" in os.environ:  # The user wants these, not anonymous access.
             raise utils.UserError(f"GOOGLE_APPLICATION_CREDENTIALS: {error}; fix it, or unset it") from error
         return storage.Client.create_anonymous_client()
 
@@ -157,8 +155,8 @@ def list_blobs(client: Any, bucket: str, pattern: str) -> list[Any]:
         pattern: what follows the bucket in the address.
 
     Returns:
-        The library's `Blob`s, with their name, size, generation, and CRC-32C (None for objects that are encrypted with
-        a customer's key).
+        The library's `Blob`s, with their name, size, generation, and CRC-32C; the latter is None for objects that are
+        encrypted with a customer's key.
 
     Raises:
         UserError: if no object matches.
@@ -199,8 +197,8 @@ def _literal_prefix(pattern: str) -> str:
 def file_names(names: Sequence[str], pattern: str) -> list[str]:
     """Returns each object's path below the destination.
 
-    That is the last part of its name, as with `gsutil cp`. If two objects have the same last part, all objects keep
-    their path below the folder that the pattern begins with.
+    This is the last part of its name, as with `gsutil cp`. If two objects share their last part, all objects keep their
+    path below the folder that the pattern begins with.
 
     Args:
         names: names of objects that match `pattern`.
@@ -214,7 +212,7 @@ def file_names(names: Sequence[str], pattern: str) -> list[str]:
         if unsafe or (os.sep != "/" and (os.sep in name or os.path.splitdrive(name)[0])):
             raise utils.UserError(
                 f"the object {name!r} would be written outside of --destination, or has no proper file name; nothing "
-                "was downloaded: name a pattern that leaves this object out"
+                "was downloaded; name a pattern that leaves this object out"
             )
     short = [name.rpartition("/")[2] for name in names]
     if len(set(short)) == len(short):
@@ -235,7 +233,7 @@ def file_names(names: Sequence[str], pattern: str) -> list[str]:
 
 
 class _Stopped(Exception):
-    """Ends a thread's work after another file has failed or Ctrl-C was pressed."""
+    """Ends a thread's work after another file failed or Ctrl-C was pressed."""
 
 
 def _prepare_destination(destination: str, jobs: Sequence[tuple[Any, str]]) -> None:
@@ -341,19 +339,19 @@ def _get(blob: Any, path: str, count: Callable[[int], None]) -> str:
 def _fetch(blob: Any, file: Any) -> None:
     """Writes an object's bytes to a file.
 
-    The library resumes at the same byte when the connection breaks. It counts its time limit from the start, though,
-    so a long download needs a new limit whenever bytes have arrived.
+    When the connection breaks, the library resumes at the next byte. However, it counts its time limit from the start,
+    so a long download gets a new limit whenever bytes have arrived.
     """
     from google.api_core.exceptions import RetryError
 
     while True:
         start = file.tell()
-        # A download changes the fields of its blob, so it gets a new one. Its generation makes sure that all bytes are
-        # of the version that was listed, even if the object is replaced meanwhile.
+        # A download overwrites fields of its blob, so it gets a new one. The generation asks for the version that was
+        # listed, even if the object has been replaced since.
         version = blob.bucket.blob(blob.name, generation=blob.generation)
         try:
-            # raw_download: as stored, without decompression; the CRC-32C is that of these bytes. The library skips its
-            # own checksum once it has resumed, so `_get` checks the file.
+            # raw_download: without decompression, since the CRC-32C is that of the stored bytes. The library does not
+            # check resumed downloads, so `_get` checks the complete file instead.
             version.download_to_file(
                 file, start=start or None, raw_download=True, checksum=None, retry=_retry(DOWNLOAD_SECONDS)
             )
@@ -386,7 +384,10 @@ def _is_complete(path: str, blob: Any) -> bool:
 
 @contextlib.contextmanager
 def _explained(source: str, destination: str, listing: bool = False) -> Iterator[None]:
-    """Turns errors of Cloud Storage, the network and the disk into a UserError."""
+    """Turns errors of Cloud Storage, the network and the disk into a UserError that names the flag.
+
+    While listing, a 404 is about the bucket, not about an object, and no error is about the disk.
+    """
     from google.api_core.exceptions import GoogleAPICallError, RetryError
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import InvalidResponse
@@ -396,57 +397,45 @@ def _explained(source: str, destination: str, listing: bool = False) -> Iterator
     of_network = (RequestException, HTTPError, ConnectionError, TimeoutError)  # Some of these are OSErrors too.
     try:
         yield
-    except (GoogleAPICallError, RetryError, GoogleAuthError, InvalidResponse, *of_network) as error:
+    except (GoogleAPICallError, RetryError, GoogleAuthError, InvalidResponse, *of_network, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, of_network) and not listing:
+            raise utils.UserError(
+                f"--destination={destination}: cannot be written: {files.explain_error(error)}; fix it, or name "
+                "another folder, and start again; complete files are kept"
+            ) from error
         cause = error.cause if isinstance(error, RetryError) and error.cause else error
         raise utils.UserError(f"--source={source}: {_explain_request(cause, listing)}") from error
-    except OSError as error:
-        raise utils.UserError(
-            f"--destination={destination}: cannot be written: {files.explain_error(error)}; fix it, or name another "
-            "folder, and start again; complete files are kept"
-        ) from error
 
 
 def _explain_request(error: Exception, listing: bool) -> str:
     """Returns why a request failed, and what to do."""
-    from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
-    from google.cloud.storage.exceptions import InvalidResponse
 
-    if isinstance(error, GoogleAPICallError):
-        return _explain_status(int(error.code or 0), error.message, listing)
-    if isinstance(error, InvalidResponse):
-        return _explain_status(error.response.status_code, str(error), listing)
+    code = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, InvalidOperation):  # After a 401 the library renews the login; an anonymous client has none.
-        return _explain_status(401, "", listing)
-    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        code = 401
+    login = "gcloud auth application-default login"
+    if code == 404 and listing:
+        return f"there is no such bucket (404), or it was deleted; {_OTHER_PHOTOS}"
+    if code == 404:
+        return "an object was replaced or deleted during the download (404); start again with the same flags"
+    if code in (401, 403):
+        return f"the bucket is closed to you ({code}); if you may read it, log in: {login}; {_OTHER_PHOTOS}"
+    if code and (code in (408, 429) or code >= 500):
         return (
-            f"the credentials of this machine do not work: {_shorten(error)}; log in again: "
-            "gcloud auth application-default login"
+            f"Cloud Storage is overloaded or disturbed ({code}, also after retries); start again later with the same "
+            "flags; complete files are kept"
         )
+    if code:
+        return f"Cloud Storage answered {code}: {_shorten(getattr(error, 'message', error))}"
+    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        return f"the credentials of this machine do not work: {_shorten(error)}; log in again: {login}"
     # requests wraps urllib3's error, whose reason is the informative part.
     reason = getattr(error.args[0], "reason", error) if error.args else error
     return (
         f"Cloud Storage cannot be reached: {_shorten(reason)}; check the network (and https_proxy, if you need one) "
         "and start again with the same flags; complete files are kept"
     )
-
-
-def _explain_status(code: int, message: str, listing: bool) -> str:
-    if code == 404 and listing:
-        return f"there is no such bucket (404), or it was deleted; {_OTHER_PHOTOS}"
-    if code == 404:
-        return "an object was replaced or deleted during the download (404); start again with the same flags"
-    if code in (401, 403):
-        return (
-            f"the bucket is closed to you ({code}); if you may read it, log in: gcloud auth application-default login; "
-            f"{_OTHER_PHOTOS}"
-        )
-    if code in (408, 429) or code >= 500:
-        return (
-            f"Cloud Storage is overloaded or disturbed ({code}, also after retries); start again later with the same "
-            "flags; complete files are kept"
-        )
-    return f"Cloud Storage answered {code}: {_shorten(message)}"
 
 
 def _shorten(error: object) -> str:

@@ -355,10 +355,12 @@ def test_an_object_replaced_after_listing(gcs, tmp_path):
         ("http://127.0.0.1:9", ".*Connection refused"),
         ("http://nowhere.invalid:80", ".*Failed to resolve 'nowhere.invalid'"),
         ("nonsense", "Invalid URL"),
+        ("https://127.0.0.1:9", ".*CA certificate bundle, invalid path: /nowhere.pem"),
     ],
 )
 def test_no_network(gcs, tmp_path, monkeypatch, host, reason):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
     with pytest.raises(UserError, match=rf"^--source=gs://cvd/\*: Cloud Storage cannot be reached: {reason}"):
         download("gs://cvd/*", str(tmp_path))
 
