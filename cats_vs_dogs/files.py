@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -35,6 +36,8 @@ def _gfile() -> Any:
 
 def file_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions that reading or writing a file may raise, here or on an object store."""
+    if "tensorflow" not in sys.modules:  # Local files need no TensorFlow, and neither do errors about them.
+        return (OSError,)
     from tensorflow import errors
 
     return (OSError, errors.OpError)
