@@ -17,7 +17,7 @@ def augment(images, kind, seed=1, step=2, rows=None, batch_size=64, size=None):
 
 
 def expect_same_pixels(found, expected, kind):
-    """Expects equal pictures. Kernels round differently for other batch sizes and in graphs: then a pixel differs by 1."""
+    """Expects equal pictures; kernels that round differently, in graphs and for other batch sizes, may differ by 1."""
     if kind != "flip":  # Which only moves pixels.
         difference = found.astype(int) - expected
         assert np.abs(difference).max() <= 1 and np.mean(difference != 0) < 1e-3

@@ -4,11 +4,10 @@ import json
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import jpeg, write_shards
+from conftest import forked_python, jpeg, write_shards
 from fake_gcs import FakeGcs
 
 DRIVER = Path(__file__).resolve().parent / "run_scripts.py"
@@ -22,7 +21,7 @@ def gcs():
 
 def run_scripts(run_script, scripts, **kwargs):
     """Runs scripts in one process, which saves imports: [[name, flag, ...], ...]."""
-    return run_script("", command=[sys.executable, str(DRIVER), json.dumps(scripts)], **kwargs)
+    return run_script("", command=[*forked_python(), str(DRIVER), json.dumps(scripts)], **kwargs)
 
 
 def upload(gcs, folder, prefix):

@@ -1,11 +1,10 @@
 """Several devices give what one device gives with as many times the batch."""
 
 import subprocess
-import sys
 import textwrap
 
 import numpy as np
-from conftest import REPOSITORY, write_shards
+from conftest import REPOSITORY, forked_python, write_shards
 
 # In a process of its own: a CPU can be divided only before TensorFlow has begun to use it.
 CODE = """
@@ -13,6 +12,7 @@ CODE = """
     import sys
     import numpy as np
     import tensorflow as tf
+    sys.path.insert(0, sys.argv.pop(1))
     from cats_vs_dogs import distribution, inference, optimizers, readers, tfrecords
     from cats_vs_dogs.eval import Evaluator
     from cats_vs_dogs.classifier import Classifier, ModelSpec
@@ -59,13 +59,15 @@ CODE = """
 
 
 def test_two_and_four_devices_give_the_weights_and_predictions_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(CODE))
     write_shards(tmp_path / "shards", num_examples=65, num_shards=3)
     paths = sorted(str(path) for path in (tmp_path / "shards").iterdir())
     results = {}
     for num_devices in (1, 2, 4):
         output = str(tmp_path / f"{num_devices}.npz")
-        command = [sys.executable, "-c", textwrap.dedent(CODE), str(num_devices), output, *paths]
-        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        command = [*forked_python(), str(script), str(REPOSITORY), str(num_devices), output, *paths]
+        process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         results[num_devices] = np.load(output)
         # The last batch of an epoch, of one example, cannot be shared by two or four: the others repeat one, which does

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, jpeg, values_of, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, values_of, write_shards
 
 SCRIPTS = ("train", "eval", "inference", "export_model")
 
@@ -150,7 +150,7 @@ class SquaredLoss(BaseLoss):
 """)
 
     def run(script, *args):
-        command = [sys.executable, str(clone / "cats_vs_dogs" / f"{script}.py")]
+        command = [*forked_python(), str(clone / "cats_vs_dogs" / f"{script}.py")]
         return run_script(script, *args, command=command)
 
     for name, flags in {

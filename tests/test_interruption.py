@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, values_of, write_shards
+from conftest import REPOSITORY, forked_python, values_of, write_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cats_vs_dogs.interruption import StopRequest
@@ -29,12 +30,13 @@ def shards(tmp_path_factory):
     return folder
 
 
-def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices=1):
+def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices=1, python=None):
     """Runs train.py over 5 epochs of 4 steps, the last of an epoch with fewer examples."""
     plan = json.dumps({"kill": kill, "count": count, "num_devices": num_devices})
     common = [f"--train_data_pattern={shards}/train-*", f"--train_dir={train_dir}", "--image_size=16"]
     common += [f"--batch_size={16 // num_devices}", "--num_readers=2", "--seed=3"]
-    process = run_script("train", *common, *flags, command=[sys.executable, str(DRIVER), plan], check=False)
+    command = [*(python or forked_python()), str(DRIVER), plan]
+    process = run_script("train", *common, *flags, command=command, check=False)
     assert process.returncode == (-signal.SIGKILL if kill else 0), process.stderr
     return process.stderr
 
@@ -97,7 +99,8 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
         flags += ["--log_steps=3", "--export_model_steps=8", "--save_checkpoint_secs=0"]
         flags += [f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=5"]
         flags += ["--augment=flip_crop_colour", "--optimizer=AdamW", '--optimizer_params={"weight_decay": 0.1}']
-    train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices)
+    # In an interpreter of its own, whose hash seed is another one than that of all the others.
+    train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices, python=[sys.executable])
     resumed_at = []
     for i, (kill, count) in enumerate([*KILLS[kills], (None, 1)]):
         cache = ("memory", "none")[i % 2]  # It changes nothing.
@@ -115,7 +118,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
 
 def start(shards, train_dir, *flags):
     """Starts train.py on more steps than a test waits for, and returns it once it trains."""
-    command = [sys.executable, str(REPOSITORY / "cats_vs_dogs" / "train.py"), f"--train_dir={train_dir}"]
+    command = [*forked_python(), str(REPOSITORY / "cats_vs_dogs" / "train.py"), f"--train_dir={train_dir}"]
     command += [f"--train_data_pattern={shards}/train-*", "--batch_size=16", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
     for line in process.stderr:
@@ -138,7 +141,9 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_pa
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{step}"]
     assert not (tmp_path / "export").exists()
     more = f"--max_steps={int(step) + 1}"
-    said = run_script("", command=["bash", "-c", f"{command.replace('python', sys.executable, 1)} {more}"]).stderr
+    said = run_script(
+        "", command=["bash", "-c", f"{shlex.join(forked_python())} {command.removeprefix('python ')} {more}"]
+    ).stderr
     assert f"Going on from {tmp_path}/model.ckpt-{step}." in said
 
 

@@ -6,13 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import values_of, write_shards
+from conftest import forked_python, values_of, write_shards
 
 from cats_vs_dogs import distribution
 from cats_vs_dogs.utils import UserError
@@ -47,7 +46,7 @@ class Workers:
             environment = {**os.environ, "TMPDIR": str(train_dir.parent)}
             environment |= {"TF_CONFIG": config} if len(plans) > 1 else {}
             process = subprocess.Popen(
-                [sys.executable, str(DRIVER), json.dumps(plan), *command],
+                [*forked_python(), str(DRIVER), json.dumps(plan), *command],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
