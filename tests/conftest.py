@@ -28,6 +28,15 @@ def pytest_sessionstart():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts slow tests first in each half of the tests, which are what two workers begin with."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    half, half_slow = len(items) // 2, len(slow) // 2
+    cut = max(0, half - half_slow)
+    items[:] = slow[:half_slow] + others[:cut] + slow[half_slow:] + others[cut:]
+
+
 def blocks(text, language):
     """Returns the fenced blocks of a language in a README."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)

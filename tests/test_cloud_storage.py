@@ -92,6 +92,7 @@ def comparable(files, root):
     return {name: data for name, data in kept.items() if not name.endswith("/")}
 
 
+@pytest.mark.slow
 def test_a_killed_chain_on_gs_ends_as_one_on_the_local_disk(run_script, gcs, pictures, tmp_path):
     local, remote = tmp_path / "local", "gs://b/all"
     (local / "out").mkdir(parents=True)
@@ -122,6 +123,7 @@ def test_a_killed_chain_on_gs_ends_as_one_on_the_local_disk(run_script, gcs, pic
     assert "batch/prediction.errors_stats-00000-of-00001" in written
 
 
+@pytest.mark.slow
 def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):
     """A few for each shard, checkpoint and export; none for steps and records."""
     runs = {

@@ -4,6 +4,7 @@ import subprocess
 import textwrap
 
 import numpy as np
+import pytest
 from conftest import REPOSITORY, forked_python, write_shards
 
 # In a process of its own: a CPU can be divided only before TensorFlow has begun to use it.
@@ -58,6 +59,7 @@ CODE = """
 """
 
 
+@pytest.mark.slow
 def test_two_and_four_devices_give_the_weights_and_predictions_of_one(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(CODE))

@@ -47,6 +47,7 @@ def weights_of(train_dir):
     return path, values_of(path)
 
 
+@pytest.mark.slow
 def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
     # --train_dir only because the default, /tmp/cvd_model, may hold a model of whoever runs the tests.
     train_dir = f"--train_dir={tmp_path}"
@@ -103,6 +104,7 @@ def test_summaries_have_the_tags_of_2017(run_script, shards, trained, tmp_path):
     assert [event.step for event in events.Tensors("label_loss")] == [10, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["LogisticModel", "MoeModel"])
 @pytest.mark.parametrize("label_loss", ["CrossEntropyLoss", "HingeLoss", "SoftmaxLoss"])
 def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label_loss):
@@ -119,6 +121,7 @@ def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label
     assert right == pytest.approx(metrics["avg_hit_at_one"])
 
 
+@pytest.mark.slow
 def test_a_users_own_models_and_loss(run_script, shards, tmp_path):
     """A contestant edits cvd_models.py and losses.py in a clone; everything else works without being touched."""
     clone = tmp_path / "clone"
@@ -247,6 +250,7 @@ def test_legacy_pixels_cosine_and_keras_optimizer(run_script, shards, tmp_path):
     assert json.loads((tmp_path / "model_flags.json").read_text())["resize_method"] == "legacy_bilinear"
 
 
+@pytest.mark.slow
 def test_three_ways_to_start_a_script(run_script, shards, trained, tmp_path):
     package = REPOSITORY / "cats_vs_dogs"
     flags = [f"--train_dir={trained}", f"--input_data_pattern={shards}/test-*"]

@@ -85,6 +85,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "num_devices", "kills"),
     [("LogisticModel", 1, "often"), ("NoisyModel", 1, "each epoch"), ("NoisyModel", 2, "often")],
@@ -127,6 +128,7 @@ def start(shards, train_dir, *flags):
     raise AssertionError(f"ended with {process.wait()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_path, number, code):
     process = start(shards, tmp_path, "--num_epochs=100000", "--export_model_steps=0", "--log_steps=10000")
@@ -183,6 +185,7 @@ def test_a_second_training_in_the_same_folder_is_refused(fails_in_one_line, shar
     assert (tmp_path / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_training_and_the_last_checkpoint_stays(
     run_script, fails_in_one_line, shards, tmp_path
 ):
@@ -198,6 +201,7 @@ def test_what_is_not_finite_stops_training_and_the_last_checkpoint_stays(
         assert all(np.isfinite(v).all() for k, v in values_of(path.with_suffix("")).items() if "weights" in k)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_line, shards, tmp_path):
     flags = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}", "--batch_size=16"]
     flags += ["--model=ConvNetModel", '--model_params={"filters": 2}']
@@ -214,6 +218,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_l
     assert (tmp_path / "export" / "step_20" / "saved_model.pb").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_while_training_keeps_the_best_and_stops_early(run_script, shards, tmp_path):
     flags = ["--log_steps=100", f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=2"]
     # After the first epoch a learning rate of nearly 0: nothing gets better, nothing worse.
