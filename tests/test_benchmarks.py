@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -51,10 +50,12 @@ def test_no_benchmark_is_forgotten_here():
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BENCHMARKS]
 )
 def test_a_benchmark_prints_its_table(data, tmp_path, name):
-    # batch_predict.py itself sets what TensorFlow reads when it is imported.
-    python = [sys.executable] if name == "batch_prediction" else forked_python()
     process = subprocess.run(
-        [*python, str(REPOSITORY / "benchmarks" / f"{name}.py"), *(flag.format(**data) for flag in BENCHMARKS[name])],
+        [
+            *forked_python(),
+            str(REPOSITORY / "benchmarks" / f"{name}.py"),
+            *(flag.format(**data) for flag in BENCHMARKS[name]),
+        ],
         env={**os.environ, "BENCHMARK_PYTHON": shlex.join(forked_python())},
         capture_output=True,
         text=True,
