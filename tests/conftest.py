@@ -28,13 +28,17 @@ def pytest_sessionstart():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """Puts slow tests first in each half of the tests, which are what two workers begin with."""
+def pytest_collection_modifyitems(config, items):
+    """Puts slow tests first in each part of the tests, which are what the workers begin with."""
+    num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
     slow = [item for item in items if item.get_closest_marker("slow")]
     others = [item for item in items if not item.get_closest_marker("slow")]
-    half, half_slow = len(items) // 2, len(slow) // 2
-    cut = max(0, half - half_slow)
-    items[:] = slow[:half_slow] + others[:cut] + slow[half_slow:] + others[cut:]
+
+    def part(tests, worker):
+        return tests[len(tests) * worker // num_workers : len(tests) * (worker + 1) // num_workers]
+
+    if num_workers > 1:
+        items[:] = [test for worker in range(num_workers) for tests in (slow, others) for test in part(tests, worker)]
 
 
 def blocks(text, language):
