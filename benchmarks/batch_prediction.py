@@ -20,7 +20,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--shards", required=True)
 parser.add_argument("--model_dir", required=True)
 parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--copies", type=int, default=8, help="how often the shards are read in the second part")
+parser.add_argument("--copies", type=int, default=8, help="how many times the shards are read in the second part")
+parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes to compare")
 arguments = parser.parse_args()
 
 from cats_vs_dogs import batch_pipeline, batch_predict, tfrecords
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def costs_of_a_record(shards: list[str], num_records: int) -> None:
-    """Prints processor time, that of all threads, of ever more of what the script does."""
+    """Prints the processor time, over all threads, of the model alone and of each part that the script adds."""
     records = [record for path in shards for _, record in tfrecords.walk(path, with_bytes=True)]
     handler = batch_pipeline.SavedModelHandler(arguments.model_dir, BATCH_SIZE)
     model = handler.load_model()
@@ -83,7 +84,7 @@ def costs_of_a_record(shards: list[str], num_records: int) -> None:
 
 
 def scaling(shards: list[str], num_records: int) -> None:
-    """Prints records a second of whole processes: many shards minus few, so that the start is left out."""
+    """Prints records a second of complete processes: many shards minus few, so that the start is left out."""
     with tempfile.TemporaryDirectory() as folder:
         for copy in range(arguments.copies):
             for number, path in enumerate(shards):
@@ -93,7 +94,7 @@ def scaling(shards: list[str], num_records: int) -> None:
             command = [sys.executable, SCRIPT, f"--model_dir={arguments.model_dir}", f"--batch_size={BATCH_SIZE}"]
             command += [f"--input_data_pattern={folder}/{pattern}", f"--output_path={folder}/results"]
             command += ["--direct_running_mode=multi_processing", f"--direct_num_workers={num_workers}"]
-            # One core for a worker, so that one of them does not take all there are.
+            # One core for each worker; otherwise a single worker uses all of them.
             environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
             start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run(command, check=True, capture_output=True, env=environment)
@@ -109,12 +110,16 @@ def scaling(shards: list[str], num_records: int) -> None:
             figures.setdefault(num_workers, []).append((few, (many_cpu - few_cpu) / more * 1e6))
             return more / (many - few)
 
-        median = alternate({1: lambda: speed(1), 2: lambda: speed(2)}, arguments.rounds)
+        median = alternate(
+            {number: lambda number=number: speed(number) for number in arguments.workers}, arguments.rounds
+        )
     rows = []
     for workers, value in median.items():
         few, cpu = (sorted(column)[len(column) // 2] for column in zip(*figures[workers], strict=True))
-        rows.append((workers, f"{few:.0f}", f"{cpu:.0f}", f"{value:,.0f}", f"{value / median[1]:.2f}"))
-    print_table(("workers", "seconds for the shards once", "CPU us a record", "records/s", "against one"), rows)
+        rows.append(
+            (workers, f"{few:.0f}", f"{cpu:.0f}", f"{value:,.0f}", f"{value / median[arguments.workers[0]]:.2f}")
+        )
+    print_table(("workers", "seconds for the shards once", "CPU us a record", "records/s", "against the first"), rows)
 
 
 if __name__ == "__main__":

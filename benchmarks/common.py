@@ -1,7 +1,9 @@
-"""What the benchmarks share: the machine, median of several runs, the table with the ratio last."""
+"""What the benchmarks share: calls of the kit, the median of several runs, and a table with the ratio last."""
 
+import glob
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -9,6 +11,9 @@ from collections.abc import Callable, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+
+# The command that starts Python. Tests set the variable to start processes sooner.
+PYTHON = shlex.split(os.environ.get("BENCHMARK_PYTHON", "")) or [sys.executable]
 
 
 def say_machine() -> None:
@@ -42,6 +47,49 @@ def add_small_conv_net() -> None:
             return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
 
     cvd_models.SmallConvNet = SmallConvNet
+
+
+def open_shards(pattern: str, max_records: int | None = None):
+    """Returns the `readers.Shards` that match a pattern, or the first of them up to about `max_records` records."""
+    from cats_vs_dogs import readers, tfrecords
+
+    records = {}
+    for path in sorted(glob.glob(pattern)):
+        if max_records is None or sum(records.values()) < max_records:
+            records[path] = tfrecords.scan(path).count
+    return readers.Shards(records, num_bytes=sum(map(os.path.getsize, records)))
+
+
+def make_classifier(model: str, image_size: int):
+    """Returns a new `Classifier` with the cross-entropy loss."""
+    from cats_vs_dogs.classifier import Classifier, ModelSpec
+
+    return Classifier(ModelSpec(model, {}, "CrossEntropyLoss", {}, image_size, "area"))
+
+
+def make_trainer(classifier, cluster, batch_size: int):
+    """Returns a `Trainer` with the default flags of train.py."""
+    from cats_vs_dogs import optimizers
+    from cats_vs_dogs.trainer import Trainer
+
+    rate = optimizers.LearningRate(0.01, batch_size)
+    optimizer = optimizers.make_optimizer("AdamOptimizer", rate, classifier.model.trainable_variables, 1.0)
+    return Trainer(classifier, optimizer, cluster.strategy, 1.0, jit_compile=False)
+
+
+def training_batches(shards, image_size: int, batch_size: int):
+    """Returns one epoch of train.py's input pipeline: (ids, images, labels, weight) for each batch."""
+    from cats_vs_dogs import readers
+
+    reader = readers.get_reader(True, image_size, "area")
+    return readers.make_training_dataset(reader, shards, batch_size, seed=0, num_epochs=1)
+
+
+def batches_in_order(shards, is_labelled: bool, image_size: int, batch_size: int):
+    """Returns the input pipeline of evaluation or inference."""
+    from cats_vs_dogs import readers
+
+    return readers.make_dataset(readers.get_reader(is_labelled, image_size, "area"), shards, batch_size)
 
 
 def alternate(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -10,22 +10,22 @@ import re
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import textwrap
 
-from common import alternate, print_table, say_machine
+from common import PYTHON, alternate, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
 parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--batch_size", type=int, default=128, help="examples a step, over all devices")
+parser.add_argument("--epochs", type=int, default=3)
 arguments = parser.parse_args()
 
-GLOBAL_BATCH = 128
-FLAGS = [f"--train_data_pattern={arguments.shards}", "--image_size=32", "--num_epochs=3", "--model=SmallConvNet"]
-FLAGS += ['--model_params={"width": 16}']
+FLAGS = [f"--train_data_pattern={arguments.shards}", "--image_size=32", "--model=SmallConvNet"]
+FLAGS += [f"--num_epochs={arguments.epochs}", '--model_params={"width": 16}']
 
-# train.py in a process whose CPU is divided, with a model that has something to calculate.
+# Runs train.py with a convolutional model in a process whose CPU is divided into several devices.
 CODE = textwrap.dedent("""
     import runpy
     import sys
@@ -53,17 +53,20 @@ def free_ports(count: int) -> list[int]:
 
 
 def examples_per_second(num_devices: int, num_workers: int) -> float:
-    """Returns the median of the log lines of a run, which count from the second step on."""
+    """Returns the median speed in a run's log lines, without the first of them."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(num_workers)]
-    batch_size = GLOBAL_BATCH // (num_devices * num_workers)
+    batch_size = arguments.batch_size // (num_devices * num_workers)
     with tempfile.TemporaryDirectory() as folder:
+        script = os.path.join(folder, "script.py")
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(CODE)
         processes = []
         for index in range(num_workers):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", CODE, os.path.dirname(os.path.abspath(__file__)), str(num_devices), *FLAGS]
-                    + [f"--batch_size={batch_size}", f"--train_dir={folder}"],
+                    [*PYTHON, script, os.path.dirname(os.path.abspath(__file__)), str(num_devices), *FLAGS]
+                    + [f"--batch_size={batch_size}", f"--train_dir={folder}/model"],
                     env={**os.environ, "TF_CONFIG": json.dumps(config) if num_workers > 1 else ""},
                     stderr=subprocess.PIPE,
                     text=True,

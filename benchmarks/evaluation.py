@@ -4,12 +4,11 @@ python benchmarks/evaluation.py --shards='shards/train-*'
 """
 
 import argparse
-import glob
 import io
 import tempfile
 import time
 
-from common import alternate, print_table, say_machine
+from common import alternate, batches_in_order, make_classifier, open_shards, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
@@ -18,19 +17,17 @@ arguments = parser.parse_args()
 
 import tensorflow as tf
 
-from cats_vs_dogs import distribution, eval, inference, readers, tfrecords
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs import distribution, eval, inference
 
-PASSES = 4  # over the shards, so that building the graph (half a second) weighs as little as with 20,000 photos
+PASSES = 4  # Over the shards: building the graph takes half a second, which should weigh little.
 
 
 def main() -> None:
     say_machine()
-    shards = readers.Shards({path: tfrecords.scan(path).count for path in sorted(glob.glob(arguments.shards))})
+    shards = open_shards(arguments.shards)
     cluster = distribution.local_devices()
-    classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 32, "area"))
-    labelled = readers.make_dataset(readers.get_reader(True, 32, "area"), shards, 1024).repeat(PASSES)
-    unlabelled = readers.make_dataset(readers.get_reader(False, 32, "area"), shards, 1024).repeat(PASSES)
+    classifier = make_classifier("LogisticModel", 32)
+    labelled, unlabelled = (batches_in_order(shards, kind, 32, 1024).repeat(PASSES) for kind in (True, False))
     with tempfile.TemporaryDirectory() as folder:
         evaluator = eval.Evaluator(classifier, cluster, labelled, tf.summary.create_file_writer(folder), True)
 

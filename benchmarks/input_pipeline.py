@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py --shards='shards/train-*' --images=train
 
-The shards and the folder hold the same photos; the folder has them by name (cat.0.jpg) or in folders cat and dog.
+The shards and the folder hold the same photos. Files in the folder are named cat.0.jpg, dog.0.jpg and so on.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 
-from common import alternate, print_table, say_machine
+from common import alternate, open_shards, print_table, say_machine, training_batches
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
@@ -37,25 +37,23 @@ cpu_microseconds: dict[tuple[int, str], list[float]] = collections.defaultdict(l
 
 
 def speed(size: int, name: str, dataset) -> float:
-    """Photos per second of one pass. Notes the processor time as well, which depends less on who else is at work."""
+    """Returns photos per second of one pass. Also keeps its processor time, which varies less on a busy machine."""
     start, cpu_start = time.perf_counter(), time.process_time()
     num_photos = 0
     for batch in dataset:
         num_photos += len(batch[1] if isinstance(batch, tuple) else batch)
-        # Up to the last batch: a pipeline with autotuning may take seconds more to end.
+        # Measured at each batch, since a pipeline with autotuning may take seconds to end after the last one.
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     cpu_microseconds[size, name].append(cpu_seconds / num_photos * 1e6)
     return num_photos / seconds
 
 
 def ours(shards: readers.Shards, size: int):
-    reader = readers.CatsVsDogsFeatureReader(image_size=size)
-    dataset = readers.make_training_dataset(reader, shards, BATCH_SIZE, seed=0, num_epochs=1)
-    return dataset.map(lambda ids, images, labels: (ids, images))
+    return training_batches(shards, size, BATCH_SIZE).map(lambda ids, images, *others: (ids, images))
 
 
 def decoding_alone(photos: list[bytes], size: int):
-    """JPEGs already in memory, decoded at the scale that the pipeline decodes at, and thrown away."""
+    """Decodes JPEGs in memory at the same scale as the kit, and drops the pixels."""
 
     def decode(encoded):
         image = readers._decode_jpeg_scaled(encoded, size)
@@ -92,7 +90,7 @@ def torch_loader(paths: list[str], size: int):
 
 
 def stages(photos: list[bytes]) -> list[tuple]:
-    """Processor time of decoding and resizing alone, which bounds every pipeline made of TensorFlow's operations."""
+    """Returns the processor time of decoding and resizing alone, the least that TensorFlow operations can take."""
 
     def cpu(function) -> str:
         dataset = tf.data.Dataset.from_tensor_slices(photos).map(function, num_parallel_calls=AUTOTUNE).batch(64)
@@ -133,21 +131,16 @@ def stages(photos: list[bytes]) -> list[tuple]:
 
 def main() -> None:
     say_machine()
-    records, num_photos = {}, 0
-    for path in sorted(glob.glob(arguments.shards)):
-        if num_photos < arguments.num_photos:
-            records[path] = tfrecords.scan(path).count
-            num_photos += records[path]
-    shards = readers.Shards(records, num_bytes=sum(map(os.path.getsize, records)))
+    shards = open_shards(arguments.shards, arguments.num_photos)
     raw = tf.data.TFRecordDataset(shards.files)
     encoded = [
         tf.train.Example.FromString(record).features.feature[tfrecords.IMAGE].bytes_list.value[0]
         for record in raw.as_numpy_iterator()
     ]
-    paths = sorted(glob.glob(os.path.join(arguments.images, "**", "*.jpg"), recursive=True))[:num_photos]
+    paths = sorted(glob.glob(os.path.join(arguments.images, "**", "*.jpg"), recursive=True))[: shards.num_examples]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for i, path in enumerate(paths):  # Keras wants a folder a class.
+        for i, path in enumerate(paths):  # Keras needs a folder for each class.
             in_class = os.path.join(folder, "dog" if "dog" in os.path.basename(path).lower() else "cat")
             os.makedirs(in_class, exist_ok=True)
             os.symlink(os.path.abspath(path), os.path.join(in_class, f"{i}.jpg"))
@@ -169,7 +162,7 @@ def main() -> None:
             for name, photos_per_second in median.items():
                 cpu = f"{statistics.median(cpu_microseconds[size, name]):.0f}"
                 ratio = f"{median['this kit'] / photos_per_second:.2f}"
-                # The workers of a DataLoader are processes, whose time is not seen here.
+                # The processor time of a DataLoader is spent in its worker processes and not measured here.
                 rows.append((size, name, "" if "PyTorch" in name else cpu, f"{photos_per_second:,.0f}", ratio))
     print_table(("size", "pipeline", "CPU us a photo", "photos/s", "this kit against it"), rows)
     print("\nProcessor time of the stages, microseconds a photo:\n")

@@ -3,7 +3,13 @@
 python benchmarks/metrics.py
 """
 
+import argparse
+
 from common import print_table, say_machine, seconds_of
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--predictions", type=int, default=1_000_000)
+arguments = parser.parse_args()
 
 import numpy as np
 
@@ -14,7 +20,7 @@ from cats_vs_dogs.average_precision_calculator import AveragePrecisionCalculator
 def main() -> None:
     say_machine()
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (1_000_000, 1))
+    labels = rng.integers(0, 2, (arguments.predictions, 1))
     probabilities = np.clip(0.3 * labels + 0.7 * rng.random(labels.shape), 0, 1).astype(np.float32)
     both_probabilities, both_labels = eval_util.as_two_columns(probabilities), eval_util.as_two_columns(labels)
     metrics = {

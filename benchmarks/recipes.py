@@ -15,11 +15,10 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import zipfile
 
-from common import print_table, say_machine, seconds_of
+from common import PYTHON, print_table, say_machine, seconds_of
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", required=True, help="a .zip of pictures named cat.1.jpg, dog.1.jpg and so on")
@@ -33,12 +32,12 @@ FIGURES = ("avg_hit_at_one", "log_loss", "ece")
 
 
 def run(script: str, *flags: str) -> None:
-    command = [sys.executable, os.path.join(REPOSITORY, "cats_vs_dogs", f"{script}.py"), *flags]
+    command = [*PYTHON, os.path.join(REPOSITORY, "cats_vs_dogs", f"{script}.py"), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def recipe_flags(number: int) -> list[str]:
-    """Returns the flags of a recipe, without those that say where the photos and the model are."""
+    """Returns a recipe's flags, without the paths of photos and model."""
     with open(os.path.join(REPOSITORY, "README.en.md"), encoding="utf-8") as file:
         section = file.read().partition("\n## Recipes\n")[2].partition("\n## ")[0]
     command = re.findall(r"^python cats_vs_dogs/train\.py (.*)$", section, re.MULTILINE)[number]

@@ -6,30 +6,29 @@ python benchmarks/train_step.py
 import argparse
 import time
 
-from common import add_small_conv_net, alternate, print_table, say_machine
+from common import add_small_conv_net, alternate, make_classifier, make_trainer, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--steps", type=int, default=400, help="of LogisticModel; SmallConvNet takes a tenth of them")
 arguments = parser.parse_args()
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import distribution, optimizers, readers
-from cats_vs_dogs.classifier import Classifier, ModelSpec
-from cats_vs_dogs.trainer import Trainer
+from cats_vs_dogs import distribution, readers
 
 # (Name of the model, whether every step gets the same batch): (steps a run, size, batch size).
 RUNS = {
-    ("LogisticModel", False): (400, 32, 512),
-    ("LogisticModel", True): (400, 32, 512),
-    ("SmallConvNet", False): (40, 64, 64),
+    ("LogisticModel", False): (arguments.steps, 32, 512),
+    ("LogisticModel", True): (arguments.steps, 32, 512),
+    ("SmallConvNet", False): (max(10, arguments.steps // 10), 64, 64),
 }
 
 
 def dataset(size: int, batch_size: int, num_steps: int, one_batch: bool) -> tf.data.Dataset:
-    """Batches as the kit's cache gives them, uint8 and cut from memory; or one, already scaled."""
+    """Returns batches like those of the kit's cache, uint8 from memory; or one scaled batch again and again."""
     num_examples = batch_size if one_batch else 8 * batch_size
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8))
@@ -45,10 +44,7 @@ def dataset(size: int, batch_size: int, num_steps: int, one_batch: bool) -> tf.d
 def ours(name: str, one_batch: bool):
     num_steps, size, batch_size = RUNS[name, one_batch]
     cluster = distribution.local_devices()
-    classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
-    variables = classifier.model.trainable_variables
-    optimizer = optimizers.make_optimizer("AdamOptimizer", optimizers.LearningRate(0.01, batch_size), variables, 1.0)
-    trainer = Trainer(classifier, optimizer, cluster.strategy, 1.0, jit_compile=False)
+    trainer = make_trainer(make_classifier(name, size), cluster, batch_size)
 
     def batches_of(num_steps: int):
         return iter(cluster.distribute(dataset(size, batch_size, num_steps, one_batch)))
@@ -58,7 +54,7 @@ def ours(name: str, one_batch: bool):
     def run() -> float:
         batches = batches_of(num_steps)
         start = time.perf_counter()
-        for _ in range(num_steps // 10):  # Ten steps a log line, as train.py does.
+        for _ in range(num_steps // 10):  # Ten steps for each log line, as in train.py.
             trainer.run_steps(batches, 10)
         return num_steps * batch_size / (time.perf_counter() - start)
 
@@ -67,8 +63,7 @@ def ours(name: str, one_batch: bool):
 
 def keras_fit(name: str, one_batch: bool, **compile_arguments):
     num_steps, size, batch_size = RUNS[name, one_batch]
-    classifier = Classifier(ModelSpec(name, {}, "CrossEntropyLoss", {}, size, "area"))
-    network = classifier.model.network
+    network = make_classifier(name, size).model.network
     optimizer = keras.optimizers.Adam(0.01, epsilon=1e-8, clipnorm=1.0)
     network.compile(optimizer, "binary_crossentropy", metrics=["accuracy"], **compile_arguments)
 
@@ -77,7 +72,7 @@ def keras_fit(name: str, one_batch: bool, **compile_arguments):
         batches = batches.map(lambda ids, images, labels, share: (readers.scale_images(images), labels))
         return batches.prefetch(tf.data.AUTOTUNE)
 
-    network.fit(pairs(20), verbose=0)
+    network.fit(pairs(min(20, num_steps)), verbose=0)
 
     def run() -> float:
         batches = pairs(num_steps)

@@ -5,17 +5,18 @@ python benchmarks/whole_run.py --images=train.zip
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 
-from common import print_table, say_machine
+from common import PYTHON, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", required=True)
 parser.add_argument("--rounds", type=int, default=2)
+parser.add_argument("--only", default="", help="a regular expression: which rows of the table to measure")
 arguments = parser.parse_args()
 
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cats_vs_dogs")
@@ -23,7 +24,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 def run(script: str, *flags: str, cores: set[int] | None = None) -> tuple[float, float]:
     """Returns (seconds, peak memory in MiB) of a script's process."""
-    command = [sys.executable, os.path.join(PACKAGE, f"{script}.py"), *flags]
+    command = [*PYTHON, os.path.join(PACKAGE, f"{script}.py"), *flags]
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -64,7 +65,7 @@ def main() -> None:
             flags = (f"--images={arguments.images}", f"--output_dir={folder}/again")
             return run("convert_images_to_tfrecords", *flags, cores=cores)
 
-        # What is run: how, and which earlier row it is compared with.
+        # For each row of the table: how to measure it, and the row to compare it with.
         rows = {
             "train, 1 epoch": (lambda: train(1), None),
             "train, 5 epochs": (lambda: train(5), "train, 1 epoch"),
@@ -80,6 +81,7 @@ def main() -> None:
             "convert, 1 core": (lambda: convert(1), None),
             "convert, 2 cores": (lambda: convert(2), "convert, 1 core"),
         }
+        rows = {name: row for name, row in rows.items() if re.search(arguments.only, name)}
         best: dict[str, tuple[float, float]] = {}
         for _ in range(arguments.rounds):
             for name, (measure, _) in rows.items():
@@ -90,7 +92,7 @@ def main() -> None:
         seconds, memory = best[name]
         ratios = (
             [f"{mine / theirs:.2f}" for mine, theirs in zip(best[name], best[other], strict=True)]
-            if other
+            if other in best
             else ["", ""]
         )
         table.append((name, f"{seconds:.1f}", f"{memory:,.0f}", other or "", *ratios))

@@ -1,21 +1,44 @@
 """Fixtures that several test files share."""
 
+import functools
 import io
-import multiprocessing
 import os
 import re
-import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fork_server import ForkServer
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
 READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+
+
+def pytest_sessionstart():
+    """Lets Ctrl-C end this process and those that tests start.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Puts slow tests first in each part of the tests, which are what the workers begin with."""
+    num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+
+    def part(tests, worker):
+        return tests[len(tests) * worker // num_workers : len(tests) * (worker + 1) // num_workers]
+
+    if num_workers > 1:
+        items[:] = [test for worker in range(num_workers) for tests in (slow, others) for test in part(tests, worker)]
 
 
 def blocks(text, language):
@@ -35,22 +58,14 @@ def commands_here_and_in_the_cloud():
     return blocks(before, "sh") + blocks(after, "sh"), blocks(section, "sh")
 
 
-# TensorFlow's import takes more than two seconds, the half of what these take: one process does it for all. The other
-# scripts import it late, or with settings of their own.
+# Scripts that import TensorFlow in any case. The others import it late, or with settings of their own.
 _FORKED = ("train", "eval", "inference", "export_model")
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tensorflow", "keras", "cats_vs_dogs.train", "cats_vs_dogs.inference"])
 
 
-def _run_in_fork(path, arguments, cwd, env, output):
-    """Makes this process one that was started as `python path arguments`."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), number)
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(cwd)
-    sys.argv, sys.path[:0] = [path, *arguments], [os.path.dirname(path)]
-    runpy.run_path(path, run_name="__main__")
+@functools.cache
+def forked_python() -> list[str]:
+    """Returns what to write instead of `[sys.executable]` before a script that imports TensorFlow: it starts sooner."""
+    return ForkServer().python
 
 
 @pytest.fixture(scope="session")
@@ -64,23 +79,12 @@ def run_script(tmp_path_factory):
     def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
         arguments = [str(arg) for arg in args]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
-        path = str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")
-        if script not in _FORKED:
-            command = command or [sys.executable, path]
-        if command:
-            process = subprocess.run(
-                [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-            )
-        else:
-            output = tmp_path_factory.mktemp("output") / script
-            fork = _FORKS.Process(target=_run_in_fork, args=(path, arguments, str(cwd), environment, str(output)))
-            fork.start()
-            fork.join(timeout)
-            if fork.exitcode is None:
-                fork.kill()
-                raise subprocess.TimeoutExpired(path, timeout)
-            said = [Path(f"{output}.{name}").read_text() for name in ("stdout", "stderr")]
-            process = subprocess.CompletedProcess([path, *arguments], fork.exitcode, *said)
+        if command is None:
+            python = forked_python() if script in _FORKED else [sys.executable]
+            command = [*python, str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")]
+        process = subprocess.run(
+            [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
         if check:
             assert process.returncode == 0, process.stderr
         return process

@@ -16,6 +16,15 @@ def augment(images, kind, seed=1, step=2, rows=None, batch_size=64, size=None):
     ).numpy()
 
 
+def expect_same_pixels(found, expected, kind):
+    """Expects equal pictures; kernels that round differently, in graphs and for other batch sizes, may differ by 1."""
+    if kind != "flip":  # Which only moves pixels.
+        difference = found.astype(int) - expected
+        assert np.abs(difference).max() <= 1 and np.mean(difference != 0) < 1e-3
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.fixture(scope="module")
 def images():
     """Copies of a gradient from left to right and top to bottom, with colours that no change clips."""
@@ -38,11 +47,11 @@ def test_flip_mirrors_about_half_and_changes_nothing_else(images):
 def test_augmentation_is_a_function_of_seed_step_and_row(images, kind):
     whole = augment(images, kind)
     in_parts = [augment(images[start:end], kind, rows=ROWS[start:end]) for start, end in ((0, 1), (1, 40), (40, 64))]
-    np.testing.assert_array_equal(np.concatenate(in_parts), whole)
+    expect_same_pixels(np.concatenate(in_parts), whole, kind)
     for other in ({"seed": 2}, {"step": 3}):
         assert not np.array_equal(augment(images, kind, **other), whole)
     in_graph = tf.function(lambda: augmentation.augment(images, kind, 1, tf.constant(2, tf.int64), ROWS, 64))
-    np.testing.assert_array_equal(in_graph(), whole)
+    expect_same_pixels(in_graph().numpy(), whole, kind)
 
 
 def test_a_crop_keeps_half_of_each_side_of_the_picture_and_needs_nothing_from_outside(images):

@@ -114,7 +114,7 @@ def read(pattern, reader, flag):
     return rows
 
 
-@pytest.mark.parametrize("flag", ["fail", "skip"])
+@pytest.mark.parametrize("flag", ["fail", pytest.param("skip", marks=pytest.mark.slow)])
 @damages(30)
 def test_shards(tmp_path, reader, records, written, flag, damage):
     whole, broken = str(tmp_path / "train-0"), tmp_path / "train-1"

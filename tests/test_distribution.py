@@ -1,11 +1,11 @@
 """Several devices compute the same results as one device."""
 
 import subprocess
-import sys
 import textwrap
 
 import numpy as np
-from conftest import REPOSITORY, write_shards
+import pytest
+from conftest import REPOSITORY, forked_python, write_shards
 
 # Runs in a process of its own, since a CPU can be divided only before TensorFlow uses it.
 CODE = """
@@ -13,6 +13,7 @@ CODE = """
     import sys
     import numpy as np
     import tensorflow as tf
+    sys.path.insert(0, sys.argv.pop(1))
     from cats_vs_dogs import distribution, inference, optimizers, readers, tfrecords
     from cats_vs_dogs.eval import Evaluator
     from cats_vs_dogs.classifier import Classifier, ModelSpec
@@ -58,14 +59,17 @@ CODE = """
 """
 
 
+@pytest.mark.slow
 def test_two_and_four_devices_give_the_weights_and_predictions_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(CODE))
     write_shards(tmp_path / "shards", num_examples=65, num_shards=3)
     paths = sorted(str(path) for path in (tmp_path / "shards").iterdir())
     results = {}
     for num_devices in (1, 2, 4):
         output = str(tmp_path / f"{num_devices}.npz")
-        command = [sys.executable, "-c", textwrap.dedent(CODE), str(num_devices), output, *paths]
-        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        command = [*forked_python(), str(script), str(REPOSITORY), str(num_devices), output, *paths]
+        process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         results[num_devices] = np.load(output)
         # The last batch of an epoch has one example. Other replicas get a copy of it, with a weight of 0.

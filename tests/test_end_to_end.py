@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, jpeg, values_of, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, values_of, write_shards
 
 SCRIPTS = ("train", "eval", "inference", "export_model")
 
@@ -47,6 +47,7 @@ def weights_of(train_dir):
     return path, values_of(path)
 
 
+@pytest.mark.slow
 def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
     # --train_dir only because the default, /tmp/cvd_model, may hold a model of whoever runs the tests.
     train_dir = f"--train_dir={tmp_path}"
@@ -103,6 +104,7 @@ def test_summaries_have_the_tags_of_2017(run_script, shards, trained, tmp_path):
     assert [event.step for event in events.Tensors("label_loss")] == [10, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["LogisticModel", "MoeModel"])
 @pytest.mark.parametrize("label_loss", ["CrossEntropyLoss", "HingeLoss", "SoftmaxLoss"])
 def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label_loss):
@@ -119,6 +121,7 @@ def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label
     assert right == pytest.approx(metrics["avg_hit_at_one"])
 
 
+@pytest.mark.slow
 def test_a_users_own_models_and_loss(run_script, shards, tmp_path):
     """A contestant edits cvd_models.py and losses.py in a clone; everything else works without being touched."""
     clone = tmp_path / "clone"
@@ -150,7 +153,7 @@ class SquaredLoss(BaseLoss):
 """)
 
     def run(script, *args):
-        command = [sys.executable, str(clone / "cats_vs_dogs" / f"{script}.py")]
+        command = [*forked_python(), str(clone / "cats_vs_dogs" / f"{script}.py")]
         return run_script(script, *args, command=command)
 
     for name, flags in {
@@ -174,13 +177,13 @@ class SquaredLoss(BaseLoss):
         log_loss = -np.mean(np.log(np.where(labels, probabilities, 1 - probabilities)))
         assert metrics["log_loss"] == pytest.approx(log_loss, abs=1e-5)  # six decimals in the CSV
         squared = np.mean((probabilities - labels) ** 2)
-        assert metrics["avg_loss"] == pytest.approx(squared, abs=1e-6)
+        assert metrics["avg_loss"] == pytest.approx(squared, abs=2e-6)
         files = tf.data.TFRecordDataset(sorted(map(str, shards.glob("validation-*"))))
         records = tf.stack(list(files))
         for folder in (train_dir / "saved", train_dir / "export" / "step_60"):
             outputs = tf.saved_model.load(str(folder)).signatures["serving_default"](example_bytes=records)
             assert [one.decode() for one in outputs["image_id"].numpy()] == [row[0] for row in rows]
-            np.testing.assert_allclose(outputs["predictions"][:, 1], probabilities, atol=1e-6)
+            np.testing.assert_allclose(outputs["predictions"][:, 1], probabilities, atol=2e-6, rtol=0)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path, trained):
@@ -222,7 +225,7 @@ def test_profile_and_precision(run_script, shards, tmp_path):
     predicted = [float(row[1]) for row in rows_of(tmp_path / "predictions.csv")[1:]]
     records = tf.stack(list(tf.data.TFRecordDataset(sorted(map(str, shards.glob("test-*"))))))
     exported = tf.saved_model.load(str(tmp_path / "export" / "step_20")).signatures["serving_default"]
-    np.testing.assert_allclose(exported(example_bytes=records)["predictions"][:, 1], predicted, atol=1e-6)
+    np.testing.assert_allclose(exported(example_bytes=records)["predictions"][:, 1], predicted, atol=2e-6, rtol=0)
     train(run_script, shards, tmp_path, "--start_new_model", "--max_steps=1")
 
 
@@ -247,6 +250,7 @@ def test_legacy_pixels_cosine_and_keras_optimizer(run_script, shards, tmp_path):
     assert json.loads((tmp_path / "model_flags.json").read_text())["resize_method"] == "legacy_bilinear"
 
 
+@pytest.mark.slow
 def test_three_ways_to_start_a_script(run_script, shards, trained, tmp_path):
     package = REPOSITORY / "cats_vs_dogs"
     flags = [f"--train_dir={trained}", f"--input_data_pattern={shards}/test-*"]

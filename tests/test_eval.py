@@ -1,5 +1,6 @@
 """What evaluation reports, and the list of its mistakes."""
 
+import itertools
 import json
 import types
 
@@ -81,4 +82,4 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
         assert example_id.startswith(("cat", "dog")[int(label)])
         assert (float(probability) > 0.5) != (label == "1")
     sizes = [abs(float(probability) - int(label)) for _, label, probability in wrong]
-    assert sizes == sorted(sizes, reverse=True)
+    assert all(size >= smaller - 2e-6 for size, smaller in itertools.pairwise(sizes))  # The CSV has six decimals.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, values_of, write_shards
+from conftest import REPOSITORY, forked_python, values_of, write_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cats_vs_dogs.interruption import StopRequest
@@ -29,12 +30,13 @@ def shards(tmp_path_factory):
     return folder
 
 
-def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices=1):
+def train(run_script, shards, train_dir, *flags, kill=None, count=1, num_devices=1, python=None):
     """Runs train.py for 5 epochs of 4 steps; the last batch of an epoch is smaller."""
     plan = json.dumps({"kill": kill, "count": count, "num_devices": num_devices})
     common = [f"--train_data_pattern={shards}/train-*", f"--train_dir={train_dir}", "--image_size=16"]
     common += [f"--batch_size={16 // num_devices}", "--num_readers=2", "--seed=3"]
-    process = run_script("train", *common, *flags, command=[sys.executable, str(DRIVER), plan], check=False)
+    command = [*(python or forked_python()), str(DRIVER), plan]
+    process = run_script("train", *common, *flags, command=command, check=False)
     assert process.returncode == (-signal.SIGKILL if kill else 0), process.stderr
     return process.stderr
 
@@ -83,6 +85,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "num_devices", "kills"),
     [("LogisticModel", 1, "often"), ("NoisyModel", 1, "each epoch"), ("NoisyModel", 2, "often")],
@@ -97,7 +100,8 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
         flags += ["--log_steps=3", "--export_model_steps=8", "--save_checkpoint_secs=0"]
         flags += [f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=5"]
         flags += ["--augment=flip_crop_colour", "--optimizer=AdamW", '--optimizer_params={"weight_decay": 0.1}']
-    train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices)
+    # In an interpreter of its own, whose hash seed is another one than that of all the others.
+    train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices, python=[sys.executable])
     resumed_at = []
     for i, (kill, count) in enumerate([*KILLS[kills], (None, 1)]):
         cache = ("memory", "none")[i % 2]  # The cache does not change the result.
@@ -115,7 +119,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
 
 def start(shards, train_dir, *flags):
     """Starts a train.py that would run for very long, and returns its process at the first log line of a step."""
-    command = [sys.executable, str(REPOSITORY / "cats_vs_dogs" / "train.py"), f"--train_dir={train_dir}"]
+    command = [*forked_python(), str(REPOSITORY / "cats_vs_dogs" / "train.py"), f"--train_dir={train_dir}"]
     command += [f"--train_data_pattern={shards}/train-*", "--batch_size=16", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/")
     for line in process.stderr:
@@ -124,6 +128,7 @@ def start(shards, train_dir, *flags):
     raise AssertionError(f"ended with {process.wait()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_path, number, code):
     process = start(shards, tmp_path, "--num_epochs=100000", "--export_model_steps=0", "--log_steps=10000")
@@ -138,7 +143,9 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_pa
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{step}"]
     assert not (tmp_path / "export").exists()
     more = f"--max_steps={int(step) + 1}"
-    said = run_script("", command=["bash", "-c", f"{command.replace('python', sys.executable, 1)} {more}"]).stderr
+    said = run_script(
+        "", command=["bash", "-c", f"{shlex.join(forked_python())} {command.removeprefix('python ')} {more}"]
+    ).stderr
     assert f"Going on from {tmp_path}/model.ckpt-{step}." in said
 
 
@@ -178,6 +185,7 @@ def test_a_second_training_in_the_same_folder_is_refused(fails_in_one_line, shar
     assert (tmp_path / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_training_and_the_last_checkpoint_stays(
     run_script, fails_in_one_line, shards, tmp_path
 ):
@@ -193,6 +201,7 @@ def test_what_is_not_finite_stops_training_and_the_last_checkpoint_stays(
         assert all(np.isfinite(v).all() for k, v in values_of(path.with_suffix("")).items() if "weights" in k)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_line, shards, tmp_path):
     flags = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}", "--batch_size=16"]
     flags += ["--model=ConvNetModel", '--model_params={"filters": 2}']
@@ -209,6 +218,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_l
     assert (tmp_path / "export" / "step_20" / "saved_model.pb").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_while_training_keeps_the_best_and_stops_early(run_script, shards, tmp_path):
     flags = ["--log_steps=100", f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=2"]
     # After the first epoch the learning rate is nearly 0, so the loss stays the same.

@@ -6,13 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import values_of, write_shards
+from conftest import forked_python, values_of, write_shards
 
 from cats_vs_dogs import distribution
 from cats_vs_dogs.utils import UserError
@@ -47,7 +46,7 @@ class Workers:
             environment = {**os.environ, "TMPDIR": str(train_dir.parent)}
             environment |= {"TF_CONFIG": config} if len(plans) > 1 else {}
             process = subprocess.Popen(
-                [sys.executable, str(DRIVER), json.dumps(plan), *command],
+                [*forked_python(), str(DRIVER), json.dumps(plan), *command],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -85,6 +84,7 @@ def whole(shards, tmp_path_factory):
     return folder / "train_dir", said
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, whole, tmp_path):
     Workers(shards, tmp_path / "one", plans=[ALONE]).end(0)
     two, one = values_of(whole[0] / LAST), values_of(tmp_path / "one" / LAST)
@@ -94,6 +94,7 @@ def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, wh
             np.testing.assert_allclose(two[name], one[name], atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_only_the_chief_logs_evaluates_and_writes(whole):
     train_dir, (chief, worker) = whole
     assert "This is worker 1 of 2, the chief." in chief and "This is worker 2 of 2." in worker
@@ -105,6 +106,7 @@ def test_only_the_chief_logs_evaluates_and_writes(whole):
     assert json.loads((train_dir / "run.json").read_text())["replicas"] == 2
 
 
+@pytest.mark.slow
 def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path):
     flags = [f"--eval_data_pattern={shards}/validation-*"]
     kill = {"kill": "steps", "count": 5, "num_devices": 1}
@@ -133,17 +135,18 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
         np.testing.assert_array_equal(resumed[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_worker_stops_all_and_the_step_is_saved(shards, tmp_path):
     # In 2017 the chief was called master.
-    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=2000", chief="master")
-    workers.read_until("training step 2000")
-    time.sleep(0.5)  # Now the next 2,000 steps are being done in one graph call.
+    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=500", chief="master")
+    workers.read_until("training step 500")
+    time.sleep(0.3)  # Now the next 500 steps are being done in one graph call.
     workers.processes[1].send_signal(signal.SIGTERM)
     chief, worker = workers.end(143, 143)
     assert "SIGTERM: training stops after this step and saves." in worker
     steps = [re.search(r"Stopped at step (\d+), which is saved", said)[1] for said in (chief, worker)]
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{steps[0]}"]
-    assert steps[0] == steps[1] and int(steps[0]) % 2000 != 0
+    assert steps[0] == steps[1] and int(steps[0]) % 500 != 0
 
 
 def test_the_tasks_of_a_cluster():
