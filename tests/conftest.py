@@ -15,24 +15,33 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
-READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+# The READMEs and the pages of docs/ by path: the README first, as a reader meets them. English pages end with .en.md.
+PAGES = {
+    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+    for path in [*sorted(REPOSITORY.glob("README*.md")), *sorted(REPOSITORY.glob("docs/*.md"))]
+}
+ENGLISH = {name: text for name, text in PAGES.items() if name.endswith(".en.md")}
 
 
 def blocks(text, language):
-    """Returns the fenced blocks of a language in a README."""
+    """Returns the fenced blocks of a language in a page."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [code for name, code in fenced if name == language]
 
 
 def commands_here_and_in_the_cloud():
-    """Returns the sh blocks outside of the section "Google Cloud", which test_readmes.py runs, and the others.
+    """Returns the sh blocks of all pages: those that test_readmes.py runs, and those of the section "Google Cloud".
 
-    Those of the cloud need gcloud and something that answers it: test_vertex.py runs them.
+    The latter need gcloud and a server that answers it: test_vertex.py runs them.
     """
-    before, heading, rest = READMES["README.en.md"].partition("\n## Google Cloud\n")
-    section, next_heading, after = rest.partition("\n## ")
-    assert heading and next_heading
-    return blocks(before, "sh") + blocks(after, "sh"), blocks(section, "sh")
+    here, in_the_cloud = [], []
+    for text in ENGLISH.values():
+        before, _, rest = text.partition("\n## Google Cloud\n")
+        section, _, after = rest.partition("\n## ")
+        here += blocks(before, "sh") + blocks(after, "sh")
+        in_the_cloud += blocks(section, "sh")
+    assert in_the_cloud
+    return here, in_the_cloud
 
 
 # TensorFlow's import takes more than two seconds, the half of what these take: one process does it for all. The other
@@ -44,6 +53,9 @@ _FORKS.set_forkserver_preload(["tensorflow", "keras", "cats_vs_dogs.train", "cat
 
 def _run_in_fork(path, arguments, cwd, env, output):
     """Makes this process one that was started as `python path arguments`."""
+    if not path.startswith(str(REPOSITORY)):  # A copy of the kit, with modules of its own.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cats_vs_dogs"]:
+            del sys.modules[name]
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.environ.clear()
@@ -61,10 +73,10 @@ def run_script(tmp_path_factory):
     """
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
+    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None, repository=REPOSITORY):
         arguments = [str(arg) for arg in args]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
-        path = str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")
+        path = str(repository / "cats_vs_dogs" / f"{script}.py")
         if script not in _FORKED:
             command = command or [sys.executable, path]
         if command:
