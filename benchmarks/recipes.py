@@ -1,4 +1,4 @@
-"""How good the recipes of the README are: time, accuracy, log loss and calibration over several seeds.
+"""How good the recipes of docs/recipes.en.md are: time, accuracy, log loss and calibration over several seeds.
 
 python benchmarks/recipes.py --images=train.zip --recipe=0
 python benchmarks/recipes.py --images=train.zip --recipe=1 --photos 500 1000 2000
@@ -22,7 +22,7 @@ from common import PYTHON, print_table, say_machine, seconds_of
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", required=True, help="a .zip of pictures named cat.1.jpg, dog.1.jpg and so on")
-parser.add_argument("--recipe", type=int, required=True, help="which command of the section Recipes, from 0")
+parser.add_argument("--recipe", type=int, required=True, help="number of the command in docs/recipes.en.md, from 0")
 parser.add_argument("--photos", type=int, nargs="+", default=[4000], help="how many to train on")
 parser.add_argument("--seeds", type=int, default=3)
 arguments = parser.parse_args()
@@ -38,9 +38,8 @@ def run(script: str, *flags: str) -> None:
 
 def recipe_flags(number: int) -> list[str]:
     """Returns a recipe's flags, without the paths of photos and model."""
-    with open(os.path.join(REPOSITORY, "README.en.md"), encoding="utf-8") as file:
-        section = file.read().partition("\n## Recipes\n")[2].partition("\n## ")[0]
-    command = re.findall(r"^python cats_vs_dogs/train\.py (.*)$", section, re.MULTILINE)[number]
+    with open(os.path.join(REPOSITORY, "docs", "recipes.en.md"), encoding="utf-8") as file:
+        command = re.findall(r"^python cats_vs_dogs/train\.py (.*)$", file.read(), re.MULTILINE)[number]
     return [flag for flag in shlex.split(command) if not flag.startswith(("--train_data_pattern", "--train_dir"))]
 
 

@@ -16,7 +16,12 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
-READMES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README.en.md")}
+# The READMEs and the pages of docs/ by path: the README first, as a reader meets them. English pages end with .en.md.
+PAGES = {
+    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+    for path in [*sorted(REPOSITORY.glob("README*.md")), *sorted(REPOSITORY.glob("docs/*.md"))]
+}
+ENGLISH = {name: text for name, text in PAGES.items() if name.endswith(".en.md")}
 
 
 def pytest_sessionstart():
@@ -42,20 +47,24 @@ def pytest_collection_modifyitems(config, items):
 
 
 def blocks(text, language):
-    """Returns the fenced blocks of a language in a README."""
+    """Returns the fenced blocks of a language in a page."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [code for name, code in fenced if name == language]
 
 
 def commands_here_and_in_the_cloud():
-    """Returns the sh blocks outside of the section "Google Cloud", which test_readmes.py runs, and the others.
+    """Returns the sh blocks of all pages: those that test_readmes.py runs, and those of the section "Google Cloud".
 
-    Those of the cloud need gcloud and something that answers it: test_vertex.py runs them.
+    The latter need gcloud and a server that answers it: test_vertex.py runs them.
     """
-    before, heading, rest = READMES["README.en.md"].partition("\n## Google Cloud\n")
-    section, next_heading, after = rest.partition("\n## ")
-    assert heading and next_heading
-    return blocks(before, "sh") + blocks(after, "sh"), blocks(section, "sh")
+    here, in_the_cloud = [], []
+    for text in ENGLISH.values():
+        before, _, rest = text.partition("\n## Google Cloud\n")
+        section, _, after = rest.partition("\n## ")
+        here += blocks(before, "sh") + blocks(after, "sh")
+        in_the_cloud += blocks(section, "sh")
+    assert in_the_cloud
+    return here, in_the_cloud
 
 
 # Scripts that import TensorFlow in any case. The others import it late, or with settings of their own.
@@ -76,12 +85,12 @@ def run_script(tmp_path_factory):
     """
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
+    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None, repository=REPOSITORY):
         arguments = [str(arg) for arg in args]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
         if command is None:
             python = forked_python() if script in _FORKED else [sys.executable]
-            command = [*python, str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")]
+            command = [*python, str(repository / "cats_vs_dogs" / f"{script}.py")]
         process = subprocess.run(
             [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
         )

@@ -1,5 +1,7 @@
-"""Every command and every piece of code in the READMEs is run."""
+"""Every command and every piece of code in the READMEs and in docs/ is run."""
 
+import collections
+import json
 import re
 import shutil
 import subprocess
@@ -7,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import READMES, REPOSITORY, blocks, commands_here_and_in_the_cloud, write_shards
+from conftest import ENGLISH, PAGES, REPOSITORY, blocks, commands_here_and_in_the_cloud, jpeg, write_shards
 from fake_gcs import FakeGcs
 
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
@@ -27,51 +29,160 @@ FLAGS_OF_OTHERS = {
     "region",
 }
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
+SCRIPTS = sorted(
+    path.stem for path in (REPOSITORY / "cats_vs_dogs").glob("*.py") if "utils.run_script(main" in path.read_text()
+)
+NUM_TEST_PHOTOS = 20
 
 
-def test_both_readmes_have_the_same_commands_code_tables_and_links():
-    korean, english = READMES.values()
+def in_korean(name):
+    return name.replace(".en.md", ".md")
+
+
+def resolve(page, target):
+    """Returns the page and the anchor that a link in a page leads to; the page is a path in this repository."""
+    path, _, anchor = target.partition("#")
+    path = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+    return str(path.resolve().relative_to(REPOSITORY)), anchor
+
+
+def links(page):
+    """Returns the targets of the links in a page, without code."""
+    return re.findall(r"\]\(([^)]+)\)", re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(page):
+    """Returns the anchors of a page's headings, in their order."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def neutral_links(page):
+    """Returns a page's links so that those of both languages are equal: Korean pages, headings as numbers."""
+    neutral = collections.Counter()
+    for target in links(page):
+        if not target.startswith("https://"):
+            path, anchor = resolve(page, target)
+            target = (in_korean(path), anchors(path).index(anchor) if anchor else None)
+        neutral[target] += 1
+    return neutral
+
+
+def test_each_page_is_there_in_both_languages():
+    assert len(PAGES) == 2 * len(ENGLISH) > 15
+    assert set(PAGES) == set(ENGLISH) | {in_korean(name) for name in ENGLISH}
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_both_languages_have_the_same_commands_code_tables_and_links(name):
+    english, korean = PAGES[name], PAGES[in_korean(name)]
     for language in ("sh", "python", ""):
         assert blocks(korean, language) == blocks(english, language)
-    for pattern in (r"^#+ ", r"^\|", r"^\* ", r"^\d\. "):  # headings, rows, list items
+    for pattern in (r"^#+ ", r"^\|", r"^\* ", r"^\d\. ", r"^$"):  # headings, rows, list items, paragraphs
         assert len(re.findall(pattern, korean, re.MULTILINE)) == len(re.findall(pattern, english, re.MULTILINE))
-    assert set(re.findall(r"--\w+", korean)) == set(re.findall(r"--\w+", english))
+    assert sorted(re.findall(r"--\w+", korean)) == sorted(re.findall(r"--\w+", english))
+    assert neutral_links(in_korean(name)) == neutral_links(name)
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", ENGLISH)
+def test_both_languages_have_the_same_figures(name):
+    """Numbers with a decimal point or a separator of thousands, those with a unit, and ranges."""
+
+    def figures(text):
+        text = re.sub(r"(?<=\d)( to |–)(?=\d)", " to ", text).replace("%", " %")
+        return collections.Counter(re.findall(r"\d+(?:[.,]\d+)+|\d+(?= +(?:%|MB|kB|MiB))|\d+ to \d+", text))
+
+    assert figures(PAGES[in_korean(name)]) == figures(PAGES[name])
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    headings = re.findall(r"^#+ (.*)$", READMES[name], flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", READMES[name]):
-        if target.startswith("#"):
-            assert target[1:] in anchors
-        elif not target.startswith("https://"):
-            assert (REPOSITORY / target).exists()
+    for target in links(name):
+        if not target.startswith("https://"):
+            path, anchor = resolve(name, target)
+            assert (REPOSITORY / path).exists(), target
+            assert not anchor or anchor in anchors(path), target
+            if path in PAGES and links(name).index(target):  # The first link leads to the page in the other language.
+                assert (path in ENGLISH) == (name in ENGLISH), target
 
 
-@pytest.mark.parametrize("name", READMES)
+def test_the_readme_leads_to_every_page():
+    assert set(ENGLISH) <= {resolve("README.en.md", target)[0] for target in links("README.en.md")} | {"README.en.md"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.en.md"])
+def test_a_readme_is_short(name):
+    assert len(PAGES[name].splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_flags_and_files_named_exist(name):
     code = "".join(path.read_text() for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"))
-    for flag in set(re.findall(r"--(\w+)", READMES[name])) - FLAGS_OF_OTHERS - FLAGS_OF_BEAM:
+    for flag in set(re.findall(r"--(\w+)", PAGES[name])) - FLAGS_OF_OTHERS - FLAGS_OF_BEAM:
         assert f'"{flag}"' in code, flag
-    for file in set(re.findall(r"`(\w+\.py)`", READMES[name])):
+    for file in set(re.findall(r"`(\w+\.py)`", PAGES[name])):
         assert (REPOSITORY / "cats_vs_dogs" / file).exists(), file
-    for path in (REPOSITORY / "cats_vs_dogs").glob("[a-z]*.py"):
-        assert path.name in READMES[name]
+
+
+@pytest.mark.parametrize("name", ["docs/files.md", "docs/files.en.md"])
+def test_the_overview_has_every_file(name):
+    modules = {path.name for path in (REPOSITORY / "cats_vs_dogs").glob("[a-z]*.py")}
+    assert modules == set(re.findall(r"`(\w+\.py)`", PAGES[name]))
+    assert {path.name for path in REPOSITORY.glob("*.yaml")} == set(re.findall(r"`([\w-]+\.yaml)`", PAGES[name]))
+
+
+@pytest.fixture(scope="module")
+def flags_of_scripts():
+    """The flags that each script defines and their defaults, "" for those without, in a process that has no others."""
+    code = """
+import importlib, json, sys
+from absl import flags
+defaults = {}
+for script in sys.argv[1:]:
+    before = set(flags.FLAGS)
+    importlib.import_module(f"cats_vs_dogs.{script}").define_flags()
+    defined = set(flags.FLAGS) - before
+    defaults[script] = {name: (flags.FLAGS[name].default_as_str or "").strip("'") for name in defined}
+    for name in defined:
+        delattr(flags.FLAGS, name)
+print(json.dumps(defaults))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *SCRIPTS], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("name", ["docs/flags.md", "docs/flags.en.md"])
+def test_the_page_of_flags_has_every_flag_and_its_default(name, flags_of_scripts):
+    sections = dict(re.findall(r"^## (\w+)\.py\n(.*?)(?=^## |\Z)", PAGES[name], flags=re.MULTILINE | re.DOTALL))
+    assert sorted(sections) == SCRIPTS
+    for script, section in sections.items():
+        rows = dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", section, flags=re.MULTILINE))
+        assert set(rows) == set(flags_of_scripts[script]), script
+        for flag, default in flags_of_scripts[script].items():
+            if default:
+                assert rows[flag] == f"`{default}`", flag
+            else:  # A word, or a file and where it is.
+                assert not rows[flag].startswith("`") or " " in rows[flag] or "의 " in rows[flag], flag
 
 
 def test_messages_explained_are_those_that_users_see():
     code = "".join(path.read_text() for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"))
     code = re.sub(r'"\n\s*f?"', "", code)  # Strings of several lines.
-    table = READMES["README.en.md"].partition("## When something goes wrong")[2].partition("## ")[0]
-    messages = [part for row in re.findall(r"^\| (`.*?`) \|", table, re.M) for part in re.findall("`(.*?)`", row)]
-    assert len(messages) > 15
-    for message in messages:
+    quoted = []
+    for name, heading in (("README.en.md", "## When something goes wrong"), ("README.md", "## 문제가 생겼을 때")):
+        table = PAGES[name].partition(heading)[2].partition("## ")[0]
+        rows = re.findall(r"^\| (`.*?`) \|", table, re.M)
+        quoted.append([part for row in rows for part in re.findall("`(.*?)`", row)])
+    assert quoted[0] == quoted[1] and len(quoted[0]) > 15
+    for message in quoted[0]:
         assert message in code, message
 
 
 def test_the_first_commands_are_those_of_ci():
-    first, second = (block for block in blocks(READMES["README.en.md"], "sh") if "venv" in block)
+    first, second = (block for block in blocks(PAGES["README.en.md"], "sh") if "venv" in block)
     assert first.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e . && ")
     assert "pip install -e '.[test]' && pytest" in second
     ci = (REPOSITORY / ".ci" / "run").read_text()
@@ -90,21 +201,19 @@ def test_the_workflow_runs_ci_from_the_oldest_versions_allowed_on():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone whose user has added the code of the README to cvd_models.py and losses.py, and has data at hand."""
+    """A clone whose user has added the code of the pages to cvd_models.py and losses.py, and has data at hand."""
     clone = tmp_path_factory.mktemp("clone")
-    shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs")
-    for code in blocks(READMES["README.en.md"], "python"):
+    shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs", ignore=shutil.ignore_patterns("__pycache__"))
+    for code in (code for text in ENGLISH.values() for code in blocks(text, "python")):
         module = "losses" if "BaseLoss" in code else "cvd_models"
         with open(clone / "cats_vs_dogs" / f"{module}.py", "a", encoding="utf-8") as file:
             file.write(f"\n\n{code}")
-    pictures = clone / "pictures"
-    command = [sys.executable, "cats_vs_dogs/sample_data.py", f"--output_dir={pictures}", "--as_images"]
-    subprocess.run(command, cwd=clone, check=True, capture_output=True)
-    for number, path in enumerate(sorted((pictures / "train").iterdir())):
-        if number % 15:  # A tenth or so is enough here.
-            path.unlink()
+    names = [f"train/{kind}.{number}.jpg" for kind in ("cat", "dog") for number in range(60)]
+    for number, name in enumerate([*names, *(f"test1/{number + 1}.jpg" for number in range(NUM_TEST_PHOTOS))]):
+        (clone / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / "photos" / name).write_bytes(jpeg(seed=number))
     for name in ("train", "test1"):
-        shutil.make_archive(str(clone / name), "zip", pictures, name)
+        shutil.make_archive(str(clone / name), "zip", clone / "photos", name)
     (clone / "results").mkdir()
     (clone / "results" / "prediction.results-00000-of-00001").write_text(LINE_OF_JSON)
     return clone
@@ -112,52 +221,61 @@ def clone(tmp_path_factory):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """The bucket that the READMEs download from, on loopback."""
+    """The bucket that the pages download from, on loopback."""
     with FakeGcs(**{"my-bucket": {"shards/train-00000-of-00001": b"a shard"}}) as gcs:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.address)
         yield
 
 
+def words_of(command):
+    """Returns the script and the arguments that bash makes of a command such as `python cats_vs_dogs/x.py --y='a b'`."""
+    script = f'python() {{ printf "%s\\0" "$@"; }}; {command}'
+    said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, cwd="/").stdout
+    path, *arguments = said.split("\0")[:-1]
+    return re.fullmatch(r"cats_vs_dogs/(\w+)\.py", path)[1], arguments
+
+
 def test_recipes_can_be_typed(run_script, tmp_path):
-    """Their first step: whole, they take minutes."""
-    section = READMES["README.en.md"].partition("\n## Recipes\n")[2].partition("\n## ")[0]
-    commands = [line for line in "".join(blocks(section, "")).splitlines() if "/train.py " in line]
+    """One step of each; all their steps take minutes."""
+    text = "".join("".join(blocks(PAGES[name], "")) for name in ("README.en.md", "docs/recipes.en.md"))
+    commands = list(dict.fromkeys(line for line in text.splitlines() if "/train.py " in line))
     assert len(commands) == 5
     pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
     for command in commands:
-        command = command.replace("/tmp/", f"{tmp_path}/").replace("shards/train-*", pattern)
-        assert str(tmp_path) in command.partition("--train_dir=")[2]
-        command = command.replace("python", sys.executable, 1) + " --max_steps=1"
-        run_script("", command=["bash", "-c", command], cwd=REPOSITORY)
+        assert " --train_dir=/tmp/" in command
+        script, arguments = words_of(command.replace("/tmp/", f"{tmp_path}/").replace("shards/train-*", pattern))
+        run_script(script, *arguments, "--max_steps=1", cwd=REPOSITORY)
 
 
 def test_every_command_works(run_script, clone, bucket):
-    """In the order of the README, in one folder, as a reader would type them; test_vertex.py runs the others."""
+    """In the order of the pages, in one folder, as a reader would type them; test_vertex.py runs the others.
+
+    Training commands stop after two steps.
+    """
     here, in_the_cloud = commands_here_and_in_the_cloud()
-    assert sorted(here + in_the_cloud) == sorted(blocks(READMES["README.en.md"], "sh"))
-    commands = "".join(here).splitlines()
+    assert sorted(here + in_the_cloud) == sorted(block for text in ENGLISH.values() for block in blocks(text, "sh"))
     ran = set()
-    for command in commands:
+    for command in "".join(here).splitlines():
         command = command.split("&& ")[-1].replace("/tmp/", f"{clone}/tmp/")
         if command == "pytest":
             continue
         if command.startswith("tensorboard "):
             command = command.replace("tensorboard ", f"{sys.executable} -m tensorboard.main --inspect ", 1)
-        else:
-            script = re.match(r"python cats_vs_dogs/(\w+)\.py", command)[1]
-            ran.add(script)
-            if script in ("train", "eval", "inference") and "--train_dir" not in command:
-                command += f" --train_dir={clone}/tmp/cvd_model"
-            command = command.replace("python", sys.executable, 1)
-        run_script("", command=["bash", "-c", command], cwd=clone)
-    scripts = {
-        path.stem for path in (clone / "cats_vs_dogs").glob("*.py") if "utils.run_script(main" in path.read_text()
-    }
-    assert ran == scripts
-    submission = (clone / "submission.csv").read_text().splitlines()
-    assert submission[0] == "Id,Category" and len(submission) == 1 + 500
-    batch = (clone / "batch.csv").read_text().splitlines()
-    assert batch[0] == "Id,Category" and len(batch) == 1 + 500
+            run_script("", command=["bash", "-c", command], cwd=clone)
+            continue
+        script, arguments = words_of(command)
+        ran.add(script)
+        if script in ("train", "eval", "inference") and not any(flag.startswith("--train_dir") for flag in arguments):
+            arguments.append(f"--train_dir={clone}/tmp/cvd_model")
+        if script == "train":
+            arguments.append("--max_steps=2")
+        run_script(script, *arguments, cwd=clone, repository=clone)
+    assert sorted(ran) == SCRIPTS
+    for name in ("submission", "batch", "best"):
+        rows = (clone / f"{name}.csv").read_text().splitlines()
+        assert rows[0] == "Id,Category" and len(rows) == 1 + NUM_TEST_PHOTOS
+    assert (clone / "submission.csv").read_text() == (clone / "batch.csv").read_text()
     assert (clone / "probabilities.csv").read_text().startswith("Id,Probability\n1.jpg,")
+    assert (clone / "mistakes.csv").read_text().startswith("Id,Label,Probability\n")
     assert (clone / "tmp" / "cvd_data" / "train-00000-of-00001").read_bytes() == b"a shard"
     assert (clone / "from_json.csv").read_text() == "Id,Category\n1.jpg,1\n"
