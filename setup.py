@@ -15,6 +15,8 @@ setup(
         "tensorboard>=2.17",  # TensorFlow 2.21 no longer brings it; summaries cannot be written without it.
         "numpy",
         "absl-py",
+        "pandas",
+        "matplotlib",
         "tqdm",
         "pillow>=10.1",  # Has a font of any size.
         "google-cloud-storage",

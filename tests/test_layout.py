@@ -12,9 +12,9 @@ FLOORS = [
     {"utils", "labels", "augmentation", "event_files", "interruption", "pictures", "summaries", "terminal"},
     {"files"},
     {"average_precision_calculator", "backbones", "models", "losses", "optimizers", "tfrecords", "metrics_file"},
-    {"mean_average_precision_calculator", "cvd_models", "readers", "photo_sources", "sample_data"},
+    {"mean_average_precision_calculator", "cvd_models", "readers", "photo_sources", "sample_data", "submission"},
     {"eval_util", "classifier", "bad_examples", "distribution"},
-    {"checkpoints", "run_record", "trainer"},
+    {"batch_pipeline", "checkpoints", "run_record", "trainer"},
     {
         "export_model",
         "eval",

@@ -228,7 +228,7 @@ def bucket(monkeypatch):
 
 
 def words_of(command):
-    """Returns the script and the arguments that bash makes of a command such as `python cats_vs_dogs/x.py --y='a b'`."""
+    """Returns the script and the arguments that bash makes of a command such as `python x.py --y='a b'`."""
     script = f'python() {{ printf "%s\\0" "$@"; }}; {command}'
     said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, cwd="/").stdout
     path, *arguments = said.split("\0")[:-1]
