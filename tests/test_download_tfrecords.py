@@ -172,12 +172,12 @@ def test_complete_files_are_not_fetched_again(gcs, tmp_path):
     assert files_in(tmp_path) == short(TRAIN | VALIDATION)
 
 
-@pytest.mark.parametrize("ending", ["1.part", "6.part", "4321.tmp", f"{os.getpid()}.tmp"])
+@pytest.mark.parametrize("ending", ["1.part", "6.part", "4321.tmp", "{pid}.tmp"])
 @pytest.mark.parametrize("is_complete", [False, True])
 def test_incomplete_files_of_earlier_runs_are_deleted(gcs, tmp_path, ending, is_complete):
     """Those of a killed run, and the .part files of older versions of the script."""
     others = {"other.6.part": b"1", f"{FIRST[7:]}.other.6.tmp": b"2", f"{FIRST[7:]}.tmp": b"3", "6.part": b"4"}
-    for name, data in {**others, f"{FIRST[7:]}.{ending}": TRAIN[FIRST][:99]}.items():
+    for name, data in {**others, f"{FIRST[7:]}.{ending.format(pid=os.getpid())}": TRAIN[FIRST][:99]}.items():
         (tmp_path / name).write_bytes(data)
     if is_complete:
         (tmp_path / FIRST[7:]).write_bytes(TRAIN[FIRST])
