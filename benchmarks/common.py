@@ -1,5 +1,6 @@
 """What the benchmarks share: calls of the kit, the median of several runs, and a table with the ratio last."""
 
+import functools
 import glob
 import os
 import platform
@@ -62,9 +63,22 @@ def open_shards(pattern: str, max_records: int | None = None):
 
 def make_classifier(model: str, image_size: int):
     """Returns a new `Classifier` with the cross-entropy loss."""
-    from cats_vs_dogs.classifier import Classifier, ModelSpec
+    from cats_vs_dogs.classifier import Classifier
+    from cats_vs_dogs.config import ModelSpec
 
     return Classifier(ModelSpec(model, {}, "CrossEntropyLoss", {}, image_size, "area"))
+
+
+@functools.cache
+def default_config():
+    """Returns the config of train.py's default flags."""
+    from absl import flags
+
+    from cats_vs_dogs import config
+
+    config.define_flags()
+    flags.FLAGS(["train.py"])
+    return config.read(flags.FLAGS)
 
 
 def make_trainer(classifier, cluster, batch_size: int):
@@ -73,8 +87,8 @@ def make_trainer(classifier, cluster, batch_size: int):
     from cats_vs_dogs.trainer import Trainer
 
     rate = optimizers.LearningRate(0.01, batch_size)
-    optimizer = optimizers.make_optimizer("AdamOptimizer", rate, classifier.model.trainable_variables, 1.0)
-    return Trainer(classifier, optimizer, cluster.strategy, 1.0, jit_compile=False)
+    optimizer = optimizers.make_optimizer("AdamOptimizer", rate, classifier.model.trainable_variables)
+    return Trainer(classifier, optimizer, cluster.strategy, default_config().optimizer)
 
 
 def training_batches(shards, image_size: int, batch_size: int):
@@ -82,7 +96,7 @@ def training_batches(shards, image_size: int, batch_size: int):
     from cats_vs_dogs import readers
 
     reader = readers.get_reader(True, image_size, "area")
-    return readers.make_training_dataset(reader, shards, batch_size, seed=0, num_epochs=1)
+    return readers.make_training_dataset(reader, shards, readers.Order(batch_size, seed=0, num_epochs=1))
 
 
 def batches_in_order(shards, is_labelled: bool, image_size: int, batch_size: int):

@@ -15,9 +15,10 @@ parser.add_argument("--shards", required=True)
 parser.add_argument("--rounds", type=int, default=3)
 arguments = parser.parse_args()
 
-import tensorflow as tf
-
-from cats_vs_dogs import distribution, eval, inference
+from cats_vs_dogs import distribution, inference, submission
+from cats_vs_dogs.evaluation import Evaluator
+from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.prediction import Predictor
 
 PASSES = 4  # Over the shards: building the graph takes half a second, which should weigh little.
 
@@ -29,7 +30,8 @@ def main() -> None:
     classifier = make_classifier("LogisticModel", 32)
     labelled, unlabelled = (batches_in_order(shards, kind, 32, 1024).repeat(PASSES) for kind in (True, False))
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = eval.Evaluator(classifier, cluster, labelled, tf.summary.create_file_writer(folder), True)
+        evaluator = Evaluator(Predictor(classifier, cluster, labelled), shows_batches=True)
+        predictor, events = Predictor(classifier, cluster, unlabelled), EventFile(folder)
 
         def speed(function) -> float:
             start = time.perf_counter()
@@ -39,9 +41,9 @@ def main() -> None:
         median = alternate(
             {
                 "pipeline alone": lambda: speed(lambda: sum(1 for _ in labelled)),
-                "evaluation": lambda: speed(lambda: evaluator.evaluate(step=1)),
+                "evaluation": lambda: speed(lambda: evaluator.evaluate(1, events)),
                 "inference": lambda: speed(
-                    lambda: inference.predict(classifier, cluster, unlabelled, io.StringIO(), "probability")
+                    lambda: inference.predict(predictor, submission.Writer(io.StringIO(), "probability"))
                 ),
             },
             arguments.rounds,

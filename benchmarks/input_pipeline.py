@@ -27,7 +27,7 @@ arguments = parser.parse_args()
 import keras
 import tensorflow as tf
 
-from cats_vs_dogs import readers, tfrecords
+from cats_vs_dogs import decoding, readers, tfrecords
 
 BATCH_SIZE = 128
 AUTOTUNE = tf.data.AUTOTUNE
@@ -56,7 +56,7 @@ def decoding_alone(photos: list[bytes], size: int):
     """Decodes JPEGs in memory at the same scale as the kit, and drops the pixels."""
 
     def decode(encoded):
-        image = readers._decode_jpeg_scaled(encoded, size)
+        image = decoding.decode_jpeg_scaled(encoded, size)
         return tf.reduce_sum(tf.cast(image[:1, :1], tf.int32))
 
     return tf.data.Dataset.from_tensor_slices(photos).map(decode, num_parallel_calls=AUTOTUNE).batch(BATCH_SIZE)
@@ -106,13 +106,13 @@ def stages(photos: list[bytes]) -> list[tuple]:
     for size in arguments.sizes:
 
         def scaled(encoded, size=size):
-            return tf.ensure_shape(readers._decode_jpeg_scaled(encoded, size), [None, None, 3])
+            return tf.ensure_shape(decoding.decode_jpeg_scaled(encoded, size), [None, None, 3])
 
         def whole(encoded):
             return tf.io.decode_jpeg(encoded, channels=3)
 
         def area(encoded, size=size):
-            return readers.decode_and_resize(encoded, size, "area")
+            return decoding.decode_and_resize(encoded, size, "area")
 
         def bilinear(encoded, decode, size=size):
             return tf.cast(tf.image.resize(decode(encoded), [size, size]), tf.uint8)

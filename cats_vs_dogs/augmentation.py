@@ -9,8 +9,6 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-KINDS = ("none", "flip", "flip_crop", "flip_crop_colour")
-
 _MAX_CUT = 0.5  # A crop removes at most this fraction of a side.
 _MAX_STRETCH = 1.6  # A crop changes the ratio of height to width by at most this factor.
 _MAX_COLOUR_CHANGE = 0.3  # The largest relative change of brightness, contrast and saturation.

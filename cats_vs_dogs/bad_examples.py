@@ -1,7 +1,6 @@
-"""Records and pictures that cannot be read: naming the first, or listing all and leaving them out."""
+"""Records and pictures that cannot be read: names the first one, or lists all of them and leaves them out."""
 
 import contextlib
-import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -9,16 +8,14 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import readers, terminal, tfrecords
-from cats_vs_dogs.files import atomic_write, list_files
+from cats_vs_dogs import decoding, files, readers, submission, terminal, tfrecords
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
-from cats_vs_dogs.submission import id_problem, id_text
 from cats_vs_dogs.utils import UserError
 
-# Why something cannot be read: its file, the number of the record in it from 0, its id or "", the reason.
+# A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
 BadExample = tuple[str, int, str, str]
 
-# What reading a file raises, and decoding a picture does not.
+# Errors of reading a file; decoding a picture raises none of them.
 _READ_ERRORS = (
     tf.errors.DataLossError,
     tf.errors.FailedPreconditionError,
@@ -30,31 +27,31 @@ _READ_ERRORS = (
 
 
 def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, unique_ids: bool = False) -> Shards:
-    """Finds shards, counts their records, and looks for bad ones. Writes nothing.
+    """Finds shards, counts their records and looks for bad records. Writes nothing.
 
     Args:
         pattern: file glob.
-        flag: the flag that gave it, for messages.
+        flag: the flag that named it, for messages.
         reader: how to read a record.
-        bad_examples: "fail": only the very first record is looked at, to notice shards of the wrong kind at once;
-            "skip": all are, and the bad ones are left out, with what lies behind damage of a file.
-        unique_ids: with "skip", whether a record without an id, or with one that came before, is bad too.
+        bad_examples: "fail": checks only the very first record, to notice shards of the wrong kind at once. "skip":
+            checks all records and leaves out the bad ones, and all records after damage in a file.
+        unique_ids: with "skip", whether a record is also bad if it has no id, or the id of an earlier record.
 
     Returns:
         The shards.
 
     Raises:
         UserError: if nothing matches, a file cannot be opened, or more than half of the records are bad; with "fail",
-            if a file is damaged as far as its length fields tell, or the first record is bad.
+            if the length fields of a file show damage, or the first record is bad.
     """
-    scanned = {path: tfrecords.scan(path) for path in list_files(pattern, flag)}
+    scanned = {path: tfrecords.scan(path) for path in files.list_files(pattern, flag)}
     num_bytes = sum(scan.size for scan in scanned.values() if scan.count)
     if bad_examples == "fail":
         for path, scan in scanned.items():
             if scan.damage:
                 raise UserError(f"{path}: {scan.damage}")
         shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes)
-        with named_errors(reader, shards):
+        with explain_read_errors(reader, shards):
             next(iter(readers.make_dataset(reader, shards, batch_size=1)))
         return shards
     readable = {path: scan.count for path, scan in scanned.items() if scan.count}
@@ -64,13 +61,13 @@ def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, 
     return _unless_most_are_bad(Shards(records, bad_list, num_bytes))
 
 
-def open_pictures(files: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str) -> Shards:
+def open_pictures(paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str) -> Shards:
     """Does the same as `open_shards` for plain picture files: each counts as a file with one record.
 
     Args:
-        files: their paths.
+        paths: paths of the files.
         reader: how to decode a picture.
-        bad_examples: "fail": none is looked at; "skip": all are, and the bad ones are left out.
+        bad_examples: "fail": checks none. "skip": checks all and leaves out the bad ones.
 
     Returns:
         The picture files.
@@ -78,8 +75,8 @@ def open_pictures(files: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad
     Raises:
         UserError: if more than half of them are bad.
     """
-    bad_list = list(find_bad_pictures(reader, files)) if bad_examples == "skip" else []
-    return _unless_most_are_bad(Shards(dict.fromkeys(files, 1), bad_list))
+    bad_list = list(find_bad_pictures(reader, paths)) if bad_examples == "skip" else []
+    return _unless_most_are_bad(Shards(dict.fromkeys(paths, 1), bad_list))
 
 
 def _unless_most_are_bad(shards: Shards) -> Shards:
@@ -93,24 +90,27 @@ def _unless_most_are_bad(shards: Shards) -> Shards:
     return shards
 
 
-def write_list(shards: Shards, csv_path: str) -> None:
-    """Lists what is left out in a CSV file and warns of it; if nothing is, deletes the list of an earlier run.
+def write_bad_examples(shards: Shards, csv_path: str) -> None:
+    """Writes the list of records that are left out, as CSV, and logs a warning that names it.
+
+    If none is left out, deletes the list of an earlier run.
 
     Args:
-        shards: what `open_shards` or `open_pictures` gave.
-        csv_path: where the list goes.
+        shards: the result of `open_shards` or `open_pictures`.
+        csv_path: path of the list.
 
     Raises:
         UserError: if the file cannot be written.
     """
     if not shards.bad_list:
-        if tf.io.gfile.exists(csv_path):
-            tf.io.gfile.remove(csv_path)
+        if files.exists(csv_path):
+            files.remove(csv_path)
         return
-    with atomic_write(csv_path, "") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["File", "Record", "Id", "Reason"])
-        writer.writerows(shards.bad_list)
+    import pandas as pd  # Late: it takes half a second, and most runs write no list.
+
+    rows = pd.DataFrame(shards.bad_list, columns=["File", "Record", "Id", "Reason"])
+    with files.atomic_write(csv_path) as file:
+        rows.to_csv(file, index=False, lineterminator="\n")
     num_bad, num_all = len(shards.bad_list), shards.num_examples + len(shards.bad_list)
     logging.warning("%d of %d records cannot be read and are skipped; %s lists them", num_bad, num_all, csv_path)
 
@@ -120,41 +120,48 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], unique_ids: b
 
     Args:
         reader: how to read a record.
-        records: how many records of each file to read, by path.
-        unique_ids: whether a record without an id, or with one that came before, is bad too.
+        records: the number of records to read in each file, by path.
+        unique_ids: whether a record is also bad if it has no id, or the id of an earlier record.
     """
-    # Built once, and not for every file.
+    # Built once, not for each file.
     prepare = tf.function(readers.prepare_function(reader), input_signature=[tf.TensorSpec([1], tf.string)])
-    first_places: dict[str, tuple[str, int]] = {}
+    first_places: dict[str, submission.Place] = {}
     with terminal.progress_bar(sum(records.values()), " records", "checking") as progress:
         for path, count in records.items():
             items = tf.data.TFRecordDataset(path, buffer_size=2**18)
             reasons: dict[int, str] = {}
-            behind = []
+            after_damage: list[BadExample] = []
             for number, outcome in enumerate(_outcomes(items, count, lambda record: prepare(record[tf.newaxis]))):
                 progress.update()
                 if isinstance(outcome, _READ_ERRORS):
-                    behind = [(path, unread, "", reason_of(outcome)) for unread in range(number, count)]
+                    after_damage = [(path, unread, "", describe_error(outcome)) for unread in range(number, count)]
                     break
                 if isinstance(outcome, Exception):
-                    reasons[number] = reason_of(outcome)
+                    reasons[number] = describe_error(outcome)
                 elif unique_ids:
-                    reason = id_problem(id_text(outcome[0]), (path, number), first_places)
+                    example_id = submission.id_text(outcome[0])
+                    reason = submission.id_problem(example_id, (path, number), first_places)
                     if reason:
                         reasons[number] = reason
-            if reasons:
-                for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
-                    if number in reasons:
-                        yield path, number, id_of(record), reasons[number]
-            yield from behind
+            yield from _with_ids(items, path, reasons)
+            yield from after_damage
+
+
+def _with_ids(items: tf.data.Dataset, path: str, reasons: dict[int, str]) -> Iterator[BadExample]:
+    """Reads a file once more, for the ids of its bad records. `reasons` says why each is bad, by record number."""
+    if not reasons:
+        return
+    for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
+        if number in reasons:
+            yield path, number, id_of(record), reasons[number]
 
 
 def _outcomes(items: tf.data.Dataset, count: int, function: Callable) -> Iterator[Any]:
     """Yields, for each of `count` items, the first value that `function` returns, or the error that it raises."""
-    # In two steps: in one, TensorFlow may leave out what the first value does not need, such as decoding.
+    # Two `map`s: with one, TensorFlow may skip what the first value does not need, such as decoding.
     outcomes = items.map(function, tf.data.AUTOTUNE).map(lambda first, *unused_others: first)
     iterator = outcomes.as_numpy_iterator()
-    for _ in range(count):  # Not until its end, which a file that has vanished does not come to.
+    for _ in range(count):  # A file that has vanished raises errors without end.
         try:
             yield next(iterator)
         except StopIteration:
@@ -164,39 +171,41 @@ def _outcomes(items: tf.data.Dataset, count: int, function: Callable) -> Iterato
 
 
 def id_of(record: bytes) -> str:
-    """Returns the id in a serialized record, "" if there is none."""
-    with contextlib.suppress(Exception):  # Whatever is wrong with the record is said elsewhere.
+    """Returns the id in a serialized record, or "" if it has no id."""
+    with contextlib.suppress(Exception):  # Another message says what is wrong with the record.
         feature = tf.train.Example.FromString(record).features.feature[tfrecords.FILENAME]
-        return id_text(feature.bytes_list.value[0])
+        return submission.id_text(feature.bytes_list.value[0])
     return ""
 
 
 def make_id_check(shards: Shards) -> Callable[[Iterable[str]], None]:
-    """Returns a function that takes the ids of batch after batch, in order, and lets none pass that a CSV cannot have.
+    """Returns a function that checks the ids of one batch after another, in order.
 
     Args:
-        shards: what the batches are read from.
+        shards: the files that the batches are read from.
 
     Raises:
-        UserError: the function does, for a missing id or one that came before, naming shard, record number and id.
+        UserError: the function does, if an id is missing, came before or has a line break. It names the shard, the
+            record number and the id.
     """
     bad_places = {bad[:2] for bad in shards.bad_list}
     all_places = ((path, number) for path, count in shards.records.items() for number in range(count))
-    places = (place for place in all_places if place not in bad_places)
-    first_places: dict[str, tuple[str, int]] = {}
+    id_check = submission.IdCheck(place for place in all_places if place not in bad_places)
 
     def check(example_ids: Iterable[str]) -> None:
-        for example_id, (path, number) in zip(example_ids, places, strict=False):  # Takes no place without an id.
-            reason = id_problem(example_id, (path, number), first_places)
-            if reason:
-                raise _named((path, number, example_id, reason))
+        for (path, number), example_id, reason in id_check.problems(example_ids):
+            raise _record_error((path, number, example_id, reason))
 
     return check
 
 
-def reason_of(error: Exception) -> str:
-    """Says in a few words what a TensorFlow error about a record, or Python's when it shows one, means."""
-    if isinstance(error, UnicodeDecodeError):  # TensorFlow quotes what cannot be parsed, and fails to show the quote.
+def describe_error(error: Exception) -> str:
+    """Returns, in a few words, why a record cannot be read.
+
+    Args:
+        error: TensorFlow's error, or the UnicodeDecodeError that Python raises when it shows TensorFlow's message.
+    """
+    if isinstance(error, UnicodeDecodeError):  # TensorFlow quotes bytes that are not UTF-8.
         return "it is not a tf.train.Example"
     text = str(error.message)
     if isinstance(error, tf.errors.DataLossError):
@@ -213,7 +222,7 @@ def reason_of(error: Exception) -> str:
         return f"{misshapen[1]} is not one {'integer' if misshapen[1] == tfrecords.LABEL else 'string'}"
     if "must be 0 (cat)" in text:
         return f"{tfrecords.LABEL} is neither 0 (cat) nor 1 (dog)"
-    for known in (readers.TOO_LARGE, readers.NOT_READ):
+    for known in (decoding.TOO_LARGE, decoding.NOT_READ):
         if known in text:
             return known
     if "parse" in text.lower() and "example" in text.lower():
@@ -221,21 +230,21 @@ def reason_of(error: Exception) -> str:
     return "its picture cannot be decoded"
 
 
-def _named(bad: BadExample) -> UserError:
+def _record_error(bad: BadExample) -> UserError:
     path, number, example_id, reason = bad
     name = f" ({example_id})" if example_id else ""
-    advice = "" if "test shards" in reason else "; mend or remove it, or pass --bad_examples=skip"
+    advice = "" if "test shards" in reason else "; fix or remove it, or pass --bad_examples=skip"
     return UserError(f"{path}: record {number}{name}: {reason}{advice}")
 
 
 @contextlib.contextmanager
-def named_errors(reader: BaseReader, shards: Shards) -> Iterator[None]:
-    """Turns an error of the input pipeline inside the block into one that names the record.
+def explain_read_errors(reader: BaseReader, shards: Shards) -> Iterator[None]:
+    """Turns an error of the input pipeline inside the block into one that names the bad record.
 
-    Costs nothing until something fails; then the shards are read once more to find the record.
+    Costs no time unless the block fails. Then the shards are read once more to find the record.
 
     Raises:
-        UserError: naming shard, number of the record and id.
+        UserError: with the shard, the record number and the id.
     """
     try:
         yield
@@ -244,15 +253,15 @@ def named_errors(reader: BaseReader, shards: Shards) -> Iterator[None]:
         bad = next((bad for bad in find_bad_examples(reader, shards.records) if bad[:2] not in left_out), None)
         if bad is None:
             raise
-        raise _named(bad) from error
+        raise _record_error(bad) from error
 
 
 @contextlib.contextmanager
-def named_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards) -> Iterator[None]:
-    """The same as `named_errors` for plain picture files.
+def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards) -> Iterator[None]:
+    """Does the same as `explain_read_errors` for plain picture files.
 
     Raises:
-        UserError: naming the file.
+        UserError: with the path of the file.
     """
     try:
         yield
@@ -263,21 +272,21 @@ def named_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards) 
             raise
         path, _, _, reason = bad
         raise UserError(
-            f"{path}: {reason}; mend or remove it, or pass --bad_examples=skip; give pictures and shards by patterns "
+            f"{path}: {reason}; fix or remove it, or pass --bad_examples=skip; give pictures and shards by patterns "
             "of their own"
         ) from None
 
 
-def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, files: Sequence[str]) -> Iterator[BadExample]:
+def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, paths: Sequence[str]) -> Iterator[BadExample]:
     """Yields the picture files that cannot be decoded."""
-    ids = readers.picture_ids(files)
-    paths = tf.data.Dataset.from_tensor_slices(list(files))
+    ids = readers.picture_ids(paths)
+    items = tf.data.Dataset.from_tensor_slices(list(paths))
 
     def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return path, reader.decode_images(tf.io.read_file(path)[tf.newaxis])
 
-    with terminal.progress_bar(len(files), " pictures", "checking") as progress:
-        for path, outcome in zip(files, _outcomes(paths, len(files), decode), strict=True):
+    with terminal.progress_bar(len(paths), " pictures", "checking") as progress:
+        for path, outcome in zip(paths, _outcomes(items, len(paths), decode), strict=True):
             progress.update()
             if isinstance(outcome, Exception):
-                yield path, 0, ids[path], reason_of(outcome)
+                yield path, 0, ids[path], describe_error(outcome)

@@ -244,7 +244,7 @@ class SavedModelHandler(ModelHandler[Record, tuple[int, Outcome], Any]):
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
             if len(batch) > 1:
                 return [self.run_inference([record], model)[0] for record in batch]
-            image_id, reason = bad_examples.id_of(batch[0].data), bad_examples.reason_of(error)
+            image_id, reason = bad_examples.id_of(batch[0].data), bad_examples.describe_error(error)
             return [(batch[0].shard, Outcome(batch[0].number, error=reason, image_id=image_id))]
         return to_outcomes(batch, {name: outputs[name].numpy() for name in OUTPUTS})
 

@@ -1,118 +1,47 @@
-"""What a train_dir holds: model_flags.json, checkpoints, exports, event files; writing it and reading it again."""
+"""Checkpoints: the state of a training run, written completely or not at all, and read again."""
 
 import contextlib
-import dataclasses
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs.classifier import Classifier, ModelSpec
-from cats_vs_dogs.files import atomic_write, explain_error, is_remote, make_dirs, read_json, upload, write_json
+from cats_vs_dogs import event_files, files, metrics_log, train_dir
+from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.utils import UserError
 
-# Everything that the kit writes into a train_dir; --start_new_model deletes nothing else.
-_OWN_FILES = re.compile(
-    r"(best/)?(model_flags\.json|model\.ckpt-\d+\..*)|run\.json|checkpoint|predictions\.csv(\.bad_examples\.csv)?|"
-    r"(eval/)?events\.out\.tfevents\..*|(eval/)?(bad_examples\.csv|metrics\.jsonl)|(best|eval)/metrics-\d+\.json|export/step_\d+|"
-    r"plugins/profile|.*\.\d+\.tmp"
-)
-_OWN_FOLDERS = ("best", "eval", "export", "plugins")
-# What a run that was killed leaves half written.
-_HALF_WRITTEN = re.compile(
-    r"model\.ckpt-.*\.tmp.*|(checkpoint\.|.*\.json\.|metrics\.jsonl\.|(eval/)?cut\.|export/step_).*\.tmp|best/.*\.tmp.*"
-)
+_UNDO = "undo the change, or train a new model with --start_new_model or another --train_dir"
 
 
-def model_flags_path(train_dir: str) -> str:
-    """Returns the path of model_flags.json."""
-    return os.path.join(train_dir, "model_flags.json")
+def all_checkpoints(folder: str) -> list[str]:
+    """Returns the paths of all checkpoints, such as "folder/model.ckpt-78", the newest first.
+
+    Looks at the files themselves: the text file "checkpoint" may be lost or outdated.
+    """
+    paths = files.list_matching(folder, r"model\.ckpt-\d+\.index")
+    return sorted((path.removesuffix(".index") for path in paths), key=step_of, reverse=True)
 
 
-def save_spec(train_dir: str, spec: ModelSpec) -> None:
-    """Writes model_flags.json."""
-    write_json(model_flags_path(train_dir), dataclasses.asdict(spec))
+def newest_checkpoint(folder: str) -> str | None:
+    """Returns the path of the newest checkpoint, such as "folder/model.ckpt-78"; None without a checkpoint."""
+    return next(iter(all_checkpoints(folder)), None)
 
 
-def load_spec(train_dir: str, **expected: str | None) -> ModelSpec:
-    """Reads model_flags.json.
-
-    Args:
-        train_dir: where a model was trained.
-        **expected: what the user says of the model with flags, such as model="MoeModel"; None: nothing.
-
-    Returns:
-        What is needed to build the model.
+def require_checkpoint(folder: str) -> str:
+    """Returns the path of the newest checkpoint.
 
     Raises:
-        UserError: if there is no model, or it is another one than expected.
+        UserError: if there is no checkpoint.
     """
-    path = model_flags_path(train_dir)
-    try:
-        is_there = tf.io.gfile.exists(path)
-    except tf.errors.OpError as error:
-        raise UserError(f"--train_dir={train_dir}: cannot be read: {explain_error(error)}") from error
-    if not is_there:
-        raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
-    kinds = {
-        "model": str,
-        "model_params": dict,
-        "label_loss": str,
-        "loss_params": dict,
-        "image_size": int,
-        "resize_method": str,
-    }
-    stored = read_json(path)
-    if {key: type(value) for key, value in stored.items()} != kinds:
-        expected = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
-        raise UserError(f"{path}: must have exactly the keys {expected}; fix it, or train anew in another train_dir")
-    spec = ModelSpec(**stored)
-    try:
-        spec.classes()
-    except UserError as error:
-        raise UserError(f"{path}: {error}; put the class back, or name another train_dir") from error
-    for flag, value in expected.items():
-        if value is not None and value != getattr(spec, flag):
-            raise UserError(
-                f"--{flag}={value}: the model in --train_dir={train_dir} was trained with {flag}="
-                f"{getattr(spec, flag)}; leave the flag out, or name another train_dir"
-            )
-    return spec
-
-
-def all_checkpoints(train_dir: str) -> list[str]:
-    """Returns the paths of all checkpoints, such as "train_dir/model.ckpt-78", the newest first.
-
-    Looks at the files themselves: the text file "checkpoint" may be lost or name what is not there.
-    """
-    found = tf.io.gfile.glob(os.path.join(train_dir, "model.ckpt-*.index"))
-    paths = [path.removesuffix(".index") for path in found if re.fullmatch(r"model\.ckpt-\d+\.index", _name(path))]
-    return sorted(paths, key=step_of, reverse=True)
-
-
-def newest_checkpoint(train_dir: str) -> str | None:
-    """Returns the path of the newest checkpoint, such as "train_dir/model.ckpt-78"; None if there is none."""
-    return next(iter(all_checkpoints(train_dir)), None)
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def latest_checkpoint(train_dir: str) -> str:
-    """Returns the path of the newest checkpoint, such as "train_dir/model.ckpt-78".
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = newest_checkpoint(train_dir)
+    path = newest_checkpoint(folder)
     if path is None:
-        raise UserError(f"--train_dir={train_dir}: holds no checkpoint; train a model with train.py first")
+        raise UserError(f"--train_dir={folder}: holds no checkpoint; train a model with train.py first")
     return path
 
 
@@ -121,57 +50,57 @@ def step_of(checkpoint_path: str) -> int:
     return int(checkpoint_path.rsplit("-", 1)[1])
 
 
-def restore_newest(classifier: Classifier, train_dir: str) -> str:
-    """Restores the weights of a classifier from the newest checkpoint that can be read, and returns its path.
+def restore_newest(classifier: Classifier, folder: str) -> str:
+    """Restores a classifier's weights from the newest readable checkpoint, and returns its path.
 
     Raises:
-        UserError: if there is no checkpoint, none can be read, or it is of another model.
+        UserError: if there is no checkpoint, none can be read, or it belongs to another model.
     """
-    latest_checkpoint(train_dir)
-    return _restore_first(train_dir, lambda path: restore_classifier(classifier, path))
+    require_checkpoint(folder)
+    return _restore_first(folder, lambda path: restore_classifier(classifier, path))
 
 
 def restore_classifier(classifier: Classifier, checkpoint_path: str) -> None:
     """Restores the weights of a classifier.
 
     Raises:
-        UserError: if the checkpoint cannot be read or is of another model.
+        UserError: if the checkpoint cannot be read or belongs to another model.
     """
     _check_fits(classifier, checkpoint_path)
-    with _damage_named(checkpoint_path):
+    with _explain_damage(checkpoint_path), _plain_path(checkpoint_path) as path:
         checkpoint = tf.train.Checkpoint(weights=_values(classifier.model.weights))
-        checkpoint.read(checkpoint_path).expect_partial()
+        checkpoint.read(path).expect_partial()
 
 
-def save_best(classifier: Classifier, best_dir: str, step: int, metrics: dict) -> None:
-    """Puts a model and its metrics in the place of the best so far. The folder can be used like a train_dir.
+def save_best(classifier: Classifier, folder: str, step: int, metrics: dict[str, Any]) -> None:
+    """Replaces the best model so far and its metrics. The folder can be used like a train_dir.
 
     Args:
         classifier: its weights are saved.
-        best_dir: where; what is there is replaced.
-        step: at which the model is.
-        metrics: of its evaluation, for metrics-<step>.json.
+        folder: where the best model is kept.
+        step: the step of the model.
+        metrics: its evaluation, for metrics-<step>.json.
     """
-    make_dirs(best_dir)
-    save_spec(best_dir, classifier.spec)
-    write_json(os.path.join(best_dir, f"metrics-{step}.json"), metrics)
-    path = os.path.join(best_dir, f"model.ckpt-{step}")
+    files.make_dirs(folder)
+    train_dir.save_spec(folder, classifier.spec)
+    train_dir.write_metrics(folder, step, metrics)
+    path = os.path.join(folder, f"model.ckpt-{step}")
     _write(tf.train.Checkpoint(weights=_values(classifier.model.weights)), path)
-    for other in all_checkpoints(best_dir):
+    for other in all_checkpoints(folder):
         if other != path:
             _delete(other)
-            tf.io.gfile.remove(os.path.join(best_dir, f"metrics-{step_of(other)}.json"))
+            files.remove(os.path.join(folder, f"metrics-{step_of(other)}.json"))
 
 
 class Progress:
-    """How training stands, besides the weights: a few numbers that a checkpoint holds.
+    """How far training is, besides the weights: a few numbers that a checkpoint holds.
 
     Attributes:
         step: steps done.
         evaluated: the step of the last evaluation.
-        best_step: the step with the lowest loss of an evaluation so far.
+        best_step: the step with the lowest evaluation loss so far.
         best_loss: that loss; infinite before the first evaluation.
-        worse_in_a_row: how many evaluations there were since.
+        worse_in_a_row: number of evaluations since.
     """
 
     def __init__(self):
@@ -182,22 +111,22 @@ class Progress:
         self.worse_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False)
 
 
-class TrainingCheckpoint:
-    """Saves and restores everything that a training run needs to go on.
+class TrainState:
+    """Everything that a training run needs to resume: it is saved and restored together.
 
     Args:
-        train_dir: where the checkpoints are.
+        folder: the train_dir.
         classifier: its weights and the states of its random layers are saved.
-        optimizer: built, its variables are saved.
+        optimizer: built; its variables are saved.
         keep: how many checkpoints to keep.
 
     Attributes:
         progress: is saved too.
     """
 
-    def __init__(self, train_dir: str, classifier: Classifier, optimizer: keras.optimizers.Optimizer, keep: int):
+    def __init__(self, folder: str, classifier: Classifier, optimizer: keras.optimizers.Optimizer, keep: int):
         self.progress = Progress()
-        self._train_dir = train_dir
+        self._folder = folder
         self._classifier = classifier
         self._optimizer = optimizer
         self._keep = keep
@@ -210,28 +139,44 @@ class TrainingCheckpoint:
             seeds=_values(classifier.model.seed_states),
         )
 
-    def restore_latest(self) -> str | None:
-        """Restores the newest checkpoint that can be read and returns its path; None if there is no checkpoint.
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return int(self.progress.step)
+
+    def restore(self) -> str | None:
+        """Restores the newest readable checkpoint and returns its path; None if there is no checkpoint.
 
         Raises:
-            UserError: if no checkpoint can be read, or it is of another model or optimizer.
+            UserError: if no checkpoint can be read, or it belongs to another model or optimizer.
         """
-        return _restore_first(self._train_dir, self._restore) if newest_checkpoint(self._train_dir) else None
+        return _restore_first(self._folder, self._restore) if newest_checkpoint(self._folder) else None
+
+    def rewind(self, is_resumed: bool) -> None:
+        """Takes the records in train_dir back to the restored step, so none is missing or written twice later.
+
+        Args:
+            is_resumed: False: there was no checkpoint, so all records of training are removed.
+        """
+        evaluated = int(self.progress.evaluated)
+        event_files.rewind(self._folder, self.step if is_resumed else -1)
+        event_files.rewind(train_dir.eval_dir(self._folder), evaluated, train_dir.EVALUATION_SUFFIX)
+        metrics_log.MetricsFile(self._folder).rewind(training=self.step, evaluation=evaluated)
 
     def _restore(self, path: str) -> None:
         shapes = _check_fits(self._classifier, path)
-        made_with = {key.split("/")[1] for key in shapes if key.startswith("optimizer/")}
         optimizer = type(self._optimizer).__name__
+        made_with = {key.split("/")[1] for key in shapes if key.startswith("optimizer/")}
         if made_with != {optimizer}:
             raise UserError(
-                f"--optimizer: {path} was made with {', '.join(made_with)}, not with {optimizer}; give the one it was "
-                "made with, or --start_new_model, or another --train_dir"
+                f"--optimizer: {path} was made with {', '.join(made_with)}, not with {optimizer}; pass the same, or "
+                "--start_new_model, or another --train_dir"
             )
         num_variables = sum(key.startswith(f"optimizer/{optimizer}/") for key in shapes)
         if num_variables != len(self._optimizer.variables):
             raise UserError(
                 f"--optimizer_params: {path} has {num_variables} variables of the optimizer {optimizer}, which now has "
-                f"{len(self._optimizer.variables)}; give the parameters it was made with, or --start_new_model, or "
+                f"{len(self._optimizer.variables)}; pass the parameters it was made with, or --start_new_model, or "
                 "another --train_dir"
             )
         num_seeds = sum(key.startswith("seeds/") for key in shapes)
@@ -240,8 +185,8 @@ class TrainingCheckpoint:
                 f"{path}: was made with {num_seeds} random layers, such as dropout; {self._classifier.spec.model} now "
                 f"has {len(self._classifier.model.seed_states)}; {_UNDO}"
             )
-        with _damage_named(path):
-            self._checkpoint.read(path).assert_existing_objects_matched()
+        with _explain_damage(path), _plain_path(path) as plain_path:
+            self._checkpoint.read(plain_path).assert_existing_objects_matched()
 
     def save(self) -> str:
         """Saves and returns the path, such as "train_dir/model.ckpt-78"; deletes the oldest beyond `keep`.
@@ -252,59 +197,63 @@ class TrainingCheckpoint:
         values = _values(self._classifier.model.weights) + _values(self._optimizer.variables)
         if not all(np.isfinite(value.numpy()).all() for value in values if value.dtype.is_floating):
             raise UserError(
-                f"weights or optimizer state are not finite any more at step {int(self.progress.step)}; they were not "
-                "saved, and the last checkpoint was left as it is; try a lower --base_learning_rate"
+                f"weights or optimizer state are not finite any more at step {self.step}; they were not saved, and the "
+                "last checkpoint is unchanged; try a lower --base_learning_rate"
             )
-        path = os.path.join(self._train_dir, f"model.ckpt-{int(self.progress.step)}")
+        path = os.path.join(self._folder, f"model.ckpt-{self.step}")
         _write(self._checkpoint, path)
-        # Later ones are of a run that could not be gone on with: this one began with an older checkpoint.
-        others = [other for other in all_checkpoints(self._train_dir) if other != path]
+        # Newer checkpoints are unreadable leftovers; this run resumed from an older one.
+        others = [other for other in all_checkpoints(self._folder) if other != path]
         older = [other for other in others if step_of(other) < step_of(path)]
         kept = [path, *older[: self._keep - 1]]
-        self._write_state(kept)
+        self._write_index(kept)
         for other in others:
             if other not in kept:
                 _delete(other)
         return path
 
-    def _write_state(self, paths: list[str]) -> None:
-        """Writes the text file that tf.train.latest_checkpoint reads. The kit itself needs none."""
-        with atomic_write(os.path.join(self._train_dir, "checkpoint"), "") as file:
-            file.write(f'model_checkpoint_path: "{_name(paths[0])}"\n')
+    def _write_index(self, paths: list[str]) -> None:
+        """Writes the text file that tf.train.latest_checkpoint reads. The kit itself does not need it."""
+        with files.atomic_write(os.path.join(self._folder, "checkpoint")) as file:
+            file.write(f'model_checkpoint_path: "{os.path.basename(paths[0])}"\n')
             for path in reversed(paths):
-                file.write(f'all_model_checkpoint_paths: "{_name(path)}"\n')
+                file.write(f'all_model_checkpoint_paths: "{os.path.basename(path)}"\n')
 
 
 def _write(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Writes a checkpoint so that it is there, whole, or not there at all: its index file appears last."""
-    gfile = tf.io.gfile
-    if is_remote(path):  # TensorFlow itself would make some forty requests of it.
+    """Writes a checkpoint so that it is there completely or not at all: its index file appears last."""
+    if files.is_remote(path):  # TensorFlow itself would make about forty requests.
         with tempfile.TemporaryDirectory() as folder:
             target, name = path.rsplit("/", 1)
             checkpoint.write(os.path.join(folder, name))
             _delete(path)
-            upload(folder, target, last=".index")
+            files.upload(folder, target, last=".index")
         return
-    aside = f"{path}.{os.getpid()}.tmp"
+    temporary = files.temporary_path(path)
     try:
-        checkpoint.write(aside)
-        data, index = sorted(gfile.glob(f"{aside}.*"))
-        _delete(path)  # There may be a damaged one of that name.
-        gfile.rename(data, path + data.removeprefix(aside))
-        gfile.rename(index, path + index.removeprefix(aside))
+        checkpoint.write(temporary)
+        data, index = _files_of(temporary)
+        _delete(path)  # A damaged one of that name may be there.
+        files.replace(data, path + data.removeprefix(temporary))
+        files.replace(index, path + index.removeprefix(temporary))
     except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            _delete(aside)
+        with contextlib.suppress(*files.file_errors()):
+            _delete(temporary)
         raise
 
 
+def _files_of(path: str) -> list[str]:
+    """Returns the files of a checkpoint, the index file last."""
+    folder, name = os.path.split(path)
+    return files.list_matching(folder, re.escape(name) + r"(\.index|\.data-[^.]*)")
+
+
 def _delete(path: str) -> None:
-    """Deletes a checkpoint, its index file first, so that no half of one is ever taken for a whole."""
-    for file in sorted(tf.io.gfile.glob(f"{path}[._]*"), reverse=True):
-        if re.fullmatch(r"\.index|\.data-[^.]*", file.removeprefix(path)):
-            tf.io.gfile.remove(file)
-        elif file == f"{path}_temp":
-            tf.io.gfile.rmtree(file)
+    """Deletes a checkpoint, its index file first, so that an incomplete one is never taken for a complete one."""
+    for file in reversed(_files_of(path)):
+        files.remove(file)
+    if not files.is_remote(path) and os.path.exists(f"{path}_temp"):
+        files.remove(f"{path}_temp")
 
 
 def _values(variables: list[keras.Variable]) -> list[tf.Variable]:
@@ -316,7 +265,20 @@ class _DamageError(UserError):
 
 
 @contextlib.contextmanager
-def _damage_named(checkpoint_path: str) -> Iterator[None]:
+def _plain_path(path: str) -> Iterator[str]:
+    """Yields a path of a checkpoint without `[`, `*`, `?` or a backslash: TensorFlow takes the path for a pattern."""
+    if files.is_remote(path) or not re.search(r"[\[*?\\]", path):
+        yield path
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    with tempfile.TemporaryDirectory() as place:
+        link = os.path.join(place, "link")
+        os.symlink(folder, link)
+        yield os.path.join(link, name)
+
+
+@contextlib.contextmanager
+def _explain_damage(checkpoint_path: str) -> Iterator[None]:
     """Turns whatever TensorFlow raises about a damaged checkpoint into one line."""
     try:
         yield
@@ -326,26 +288,24 @@ def _damage_named(checkpoint_path: str) -> Iterator[None]:
         ) from error
 
 
-def _restore_first(train_dir: str, restore: Callable[[str], None]) -> str:
-    """Restores the newest checkpoint that can be read, with a warning for each that cannot, and returns its path."""
-    paths = all_checkpoints(train_dir)
+def _restore_first(folder: str, restore: Callable[[str], None]) -> str:
+    """Restores the newest readable checkpoint, with a warning for each damaged one, and returns its path."""
+    paths = all_checkpoints(folder)
     for path in paths:
         try:
             restore(path)
             return path
         except _DamageError as error:
             logging.warning("%s", error)
+    names = ", ".join(map(os.path.basename, paths))
     raise UserError(
-        f"--train_dir={train_dir}: none of its checkpoints can be read ({', '.join(map(_name, paths))}); nothing was "
-        "deleted; put a copy of one back, or train anew with --start_new_model or another --train_dir"
+        f"--train_dir={folder}: none of its checkpoints can be read ({names}); nothing was deleted; put a copy of one "
+        "back, or train a new model with --start_new_model or another --train_dir"
     )
 
 
-_UNDO = "undo the change, or train anew with --start_new_model or another --train_dir"
-
-
 def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[int]]:
-    """Makes sure that the checkpoint has weights of just the shapes of the classifier's.
+    """Checks that a checkpoint has weights of exactly the classifier's shapes.
 
     Returns:
         The shapes of everything in the checkpoint, by name.
@@ -353,8 +313,8 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[
     Raises:
         UserError: if it has others, or cannot be read.
     """
-    with _damage_named(checkpoint_path):
-        shapes = tf.train.load_checkpoint(checkpoint_path).get_variable_to_shape_map()
+    with _explain_damage(checkpoint_path), _plain_path(checkpoint_path) as path:
+        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     weights = classifier.model.weights
     found = [shapes.get(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i in range(len(weights))]
     num_found = sum(key.startswith("weights/") for key in shapes)
@@ -363,87 +323,3 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[
             f"{checkpoint_path}: its weights do not fit {classifier.spec.model} as it now is in cvd_models.py; {_UNDO}"
         )
     return shapes
-
-
-def lock(train_dir: str) -> int | None:
-    """Keeps other training processes out of a train_dir, until this process ends, however it ends.
-
-    Without effect on object stores, and where the operating system or a network drive knows no such lock.
-
-    Returns:
-        The descriptor whose closing ends the lock; None if there is no lock.
-
-    Raises:
-        UserError: if another process trains there.
-    """
-    try:
-        import fcntl
-
-        folder = os.open(train_dir, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows; gs://
-        return None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return folder
-    except BlockingIOError:
-        os.close(folder)
-        raise UserError(
-            f"--train_dir={train_dir}: another train.py is training there; wait for it, stop it, or name another "
-            "train_dir"
-        ) from None
-    except OSError:
-        os.close(folder)
-        return None
-
-
-def delete_half_written(train_dir: str) -> None:
-    """Deletes what a training run that was killed did not finish writing; to be called with the `lock`."""
-    for name in filter(_HALF_WRITTEN.fullmatch, _names(train_dir)):
-        path = os.path.join(train_dir, name)
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
-
-
-def _names(train_dir: str) -> list[str]:
-    """Returns the names of what is in a train_dir, and in those of its folders that the kit makes: "best/run.json"."""
-    gfile = tf.io.gfile
-    if is_remote(train_dir) and not gfile.isdir(train_dir):  # There is no object in it yet.
-        return []
-    names = []
-    for name in gfile.listdir(train_dir):
-        folder = os.path.join(train_dir, name.rstrip("/"))
-        if name.rstrip("/") in _OWN_FOLDERS and gfile.isdir(folder) and not os.path.islink(folder):
-            names += [os.path.join(name, inner) for inner in gfile.listdir(folder) if inner.strip("/")]
-        else:
-            names.append(name)
-    return [name.rstrip("/") for name in names if name.strip("/")]
-
-
-def own_files(train_dir: str) -> list[str]:
-    """Returns the paths of what the kit wrote into a train_dir, which --start_new_model deletes.
-
-    Raises:
-        UserError: if there is anything else in it, or it is not a folder for a model alone.
-    """
-    refusal = f"--start_new_model: --train_dir={train_dir} "
-    if os.path.islink(train_dir.rstrip("/")):
-        raise UserError(f"{refusal}is a symbolic link; nothing was deleted; name the folder that it points to")
-    if os.path.realpath(train_dir) in (os.path.abspath(os.sep), os.path.realpath(os.path.expanduser("~"))):
-        raise UserError(f"{refusal}is no folder for a model alone; nothing was deleted; name another train_dir")
-    paths = {name: os.path.join(train_dir, name) for name in _names(train_dir)}
-    foreign = sorted(name for name in paths if not _OWN_FILES.fullmatch(name) or os.path.islink(paths[name]))
-    if foreign:
-        raise UserError(
-            f"{refusal}holds files that the kit did not write, such as {foreign[0]}; nothing was deleted; move them "
-            "away, or name another train_dir"
-        )
-    return list(paths.values())
-
-
-def delete_training(train_dir: str) -> None:
-    """Deletes what the kit wrote into a train_dir.
-
-    Raises:
-        UserError: if there is anything else in it; then nothing is deleted.
-    """
-    for path in own_files(train_dir):
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)

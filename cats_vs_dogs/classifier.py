@@ -1,55 +1,75 @@
 """A model and its label loss together: what is trained, evaluated and exported."""
 
-import dataclasses
-from collections.abc import Callable
+import contextlib
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cats_vs_dogs import cvd_models, losses, models, readers, utils
+from cats_vs_dogs.config import ModelSpec
+from cats_vs_dogs.labels import NUM_CLASSES
 
-NUM_CLASSES = 2
+_UNSEEDED = 87654321  # What TensorFlow returns as its seed if none was set.
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """What is needed to build a model again; `train_dir/model_flags.json` holds it. The names are those of flags."""
+def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.BaseLoss]]:
+    """Returns the classes of a model and its loss.
 
-    model: str
-    model_params: dict[str, Any]
-    label_loss: str
-    loss_params: dict[str, Any]
-    image_size: int
-    resize_method: str
+    Raises:
+        UserError: if there is no such class, or it inherits from something else.
+    """
+    return (
+        utils.find_class(spec.model, cvd_models, models.BaseModel, "model"),
+        utils.find_class(spec.label_loss, losses, losses.BaseLoss, "label_loss"),
+    )
 
-    def classes(self) -> tuple[type[models.BaseModel], type[losses.BaseLoss]]:
-        """Returns the classes of the model and the loss.
 
-        Raises:
-            UserError: if there is no such class, or it inherits from something else.
-        """
-        return (
-            utils.find_class(self.model, cvd_models, models.BaseModel, "model"),
-            utils.find_class(self.label_loss, losses, losses.BaseLoss, "label_loss"),
-        )
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the random numbers of Python, NumPy and TensorFlow inside the block, and restores them after it.
+
+    Keras draws the seeds of its initializers and random layers from Python's.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
+    keras.utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        tf.random.set_seed(None if tensorflow_seed == _UNSEEDED else tensorflow_seed)
+
+
+@contextlib.contextmanager
+def _dtype_policy(precision: str) -> Iterator[None]:
+    """Gives the layers that are built inside the block a precision. They keep it; the process does not."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 class Classifier:
-    """A built model with its label loss.
+    """A built model with its label loss. Building one changes nothing for the rest of the process.
 
     Args:
         spec: which model and which loss.
         seed: seed of the initial weights and of layers such as dropout.
-        precision: what the layers calculate in: "float32", "mixed_bfloat16" or "mixed_float16". Weights, predictions
-            and loss are float32 in any case.
+        precision: number format of the layers' calculations: "float32", "mixed_bfloat16" or "mixed_float16". Weights,
+            predictions and loss are always float32.
         is_new: whether training starts with it; False: its weights will be restored or copied.
-        any_size: whether the model takes pictures of any size, not only of that of the spec.
-        flip_average: whether `probability` and `evaluate_batch` go by the mean of what the model gives for a picture
-            and for its mirror image.
+        any_size: whether the model takes pictures of any size, not only of the spec's.
+        flip_average: whether `probability` and `evaluate_batch` average over a picture and its mirror image.
 
     Raises:
-        UserError: if the names, the parameters, or what `create_model` returns are not right.
+        UserError: if a name, a parameter, or what `create_model` returns is not right.
     """
 
     def __init__(
@@ -61,16 +81,15 @@ class Classifier:
         any_size: bool = False,
         flip_average: bool = False,
     ):
-        model_class, loss_class = spec.classes()
-        keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(precision)
+        model_class, loss_class = find_classes(spec)
         self.spec = spec
         self.flip_average = flip_average
         self.loss = loss_class()
         image_size = None if any_size else spec.image_size
-        self.model = models.build_model(
-            model_class(), image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
-        )
+        with seeded(seed), _dtype_policy(precision):
+            self.model = models.build_model(
+                model_class(), image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
+            )
         losses.check_output_layer(self.loss, spec.model, self.model.network)
         name = spec.label_loss
         if loss_class.calculate_loss is losses.BaseLoss.calculate_loss:
@@ -80,8 +99,13 @@ class Classifier:
         )
         self._check_loss()
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights, moving averages included."""
+        return sum(int(np.prod(weight.shape)) for weight in self.model.weights)
+
     def _check_loss(self) -> None:
-        """Traces the loss once, so that a mistake in it is said at the start and in one line."""
+        """Traces the loss once, so that a mistake in it is reported at the start and in one line."""
         size = self.spec.image_size
         images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)
         try:
@@ -90,10 +114,10 @@ class Classifier:
             raise utils.user_code_error(self.spec.label_loss, error) from error
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
-        """Returns the model's own loss if it gives one, else the label loss of its predictions; a scalar.
+        """Returns the model's own loss if it has one, else the label loss of its predictions; a scalar.
 
         Args:
-            outputs: what the model gave for a batch.
+            outputs: the model's outputs for a batch.
             labels: int32 [batch, 1].
         """
         if "loss" in outputs:
@@ -107,30 +131,30 @@ class Classifier:
         return loss
 
     def regularization_loss(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the sum of what the model gave as "regularization_loss" and of its layers' regularizers, a scalar."""
+        """Returns the model's "regularization_loss" plus the losses of its layers' regularizers, a scalar."""
         terms = [*self.model.regularizer_losses, outputs.get("regularization_loss", tf.constant(0.0))]
         return tf.add_n(terms)
 
     def copy_weights(self, source: "Classifier") -> None:
-        """Takes over the weights of a classifier of the same model, which may calculate in another precision."""
+        """Copies the weights of a classifier of the same model, which may use another precision."""
         if source is not self:
             for target, value in zip(self.model.weights, source.model.weights, strict=True):
                 target.assign(value)
 
     def probability_of(self, predictions: tf.Tensor) -> tf.Tensor:
-        """Returns the probability of a dog, float32 [batch, 1], that predictions mean.
+        """Turns predictions into the probability of a dog, float32 [batch, 1].
 
-        Within 1e-5 of [0, 1] it is brought there: a mixture that is sure of a dog may come to 1.0000001.
+        A value within 1e-5 of [0, 1] is clipped to it: a mixture of experts may return 1.0000001.
         """
         probability = self.loss.probability(predictions)
         bounded = tf.clip_by_value(probability, 0.0, 1.0)
         return tf.where(tf.abs(probability - bounded) < 1e-5, bounded, probability)
 
     def probability(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the probability of a dog, float32 [batch, 1], by the evaluation graph.
+        """Returns the probability of a dog, float32 [batch, 1]. Inference and export use it.
 
         Args:
-            images: uint8, or float32 in [-1, 1], [batch, size, size, 3].
+            images: [batch, size, size, 3], see `readers.scale_images`.
         """
         return self.probability_of(self._outputs(self.model.network, images))
 
@@ -138,14 +162,14 @@ class Classifier:
         """Returns the probability of a dog, float32 [batch, 1], and the label loss, a scalar.
 
         Args:
-            images: uint8, or float32 in [-1, 1], [batch, size, size, 3].
+            images: [batch, size, size, 3], see `readers.scale_images`.
             labels: int32 [batch, 1], 1 = dog.
         """
         outputs = self._outputs(self.model, images, labels)
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
 
     def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:
-        """Returns what the evaluation graph gives; with `flip_average` the mean of that and what it gives mirrored."""
+        """Returns the evaluation graph's outputs; with `flip_average` their mean over a picture and its mirror."""
         images = readers.scale_images(images)
         outputs = model(images, *labels, training=False)
         if not self.flip_average:

@@ -6,31 +6,38 @@ python cats_vs_dogs/export_model.py --train_dir=/tmp/cvd_model
 import os
 import sys
 
-if __package__ in (None, ""):  # Run as a file: import the package beside this file, from whatever folder.
+if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
 
-import contextlib
 import tempfile
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import checkpoints, files, readers, utils
-from cats_vs_dogs.classifier import NUM_CLASSES, Classifier
+from cats_vs_dogs import config, files, utils
+from cats_vs_dogs.labels import NUM_CLASSES
+
+if TYPE_CHECKING:
+    from cats_vs_dogs.classifier import Classifier
 
 FLAGS = flags.FLAGS
 
+_GRAPH = "saved_model.pb"
+
 
 def define_flags() -> None:
-    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The directory to load the model from.")
-    flags.DEFINE_string("export_dir", "", "The directory to write the SavedModel to. Empty: train_dir/export/step_<N>.")
+    """Defines the flags of this script."""
+    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    flags.DEFINE_string(
+        "export_dir", "", "The folder for the SavedModel. Empty: train_dir/export/step_<N>.", module_name="output"
+    )
 
 
 class ModelExporter:
-    """Exports a classifier, again and again while it trains.
+    """Exports a classifier as often as it is asked to, while it trains.
 
-    The signature "serving_default" takes `example_bytes`, string [batch], serialized `tf.train.Example`s, and gives
+    The signature "serving_default" takes `example_bytes`, string [batch], serialized `tf.train.Example`s, and returns
     `image_id`, string [batch]; `class_indexes`, int32 [batch, 2], always 0 (cat) and 1 (dog); `predictions`, float32
     [batch, 2], the probabilities of these classes.
 
@@ -38,7 +45,11 @@ class ModelExporter:
         classifier: what to export, with the weights it has when `export_model` is called.
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: "Classifier"):
+        import tensorflow as tf
+
+        from cats_vs_dogs import readers
+
         spec = classifier.spec
         reader = readers.get_reader(False, spec.image_size, spec.resize_method)
 
@@ -59,64 +70,70 @@ class ModelExporter:
         self._module.tracked = [variable.value for variable in variables]
 
     def export_model(self, model_dir: str) -> None:
-        """Writes a SavedModel, aside first and renamed when whole. An older one there is replaced.
+        """Writes a SavedModel, which appears when it is complete. An older one there is replaced.
 
         Raises:
             UserError: if there is something else than a SavedModel.
         """
+        import tensorflow as tf
+
         check_replaceable(model_dir)
+        target = model_dir.rstrip("/")
+        signatures = {"serving_default": self._module.predict}
         if files.is_remote(model_dir):
             with tempfile.TemporaryDirectory() as folder:
-                tf.saved_model.save(self._module, folder, signatures={"serving_default": self._module.predict})
-                target = model_dir.rstrip("/")
-                if is_exported(target):  # It is there when its graph is: that goes first and comes last.
-                    tf.io.gfile.remove(f"{target}/{_GRAPH}")
+                tf.saved_model.save(self._module, folder, signatures=signatures)
+                if is_exported(target):  # An export is there when its graph is: that is deleted first and comes last.
+                    files.remove(f"{target}/{_GRAPH}")
                 files.upload(folder, target, last=_GRAPH)
             return
-        aside = f"{model_dir.rstrip('/')}.{os.getpid()}.tmp"
+        temporary = files.temporary_path(target)
         try:
-            tf.saved_model.save(self._module, aside, signatures={"serving_default": self._module.predict})
+            tf.saved_model.save(self._module, temporary, signatures=signatures)
+            if files.exists(target):
+                files.remove(target)
+            files.replace(temporary, target)
         except BaseException:
-            with contextlib.suppress(tf.errors.OpError):
-                tf.io.gfile.rmtree(aside)
+            if files.exists(temporary):
+                files.remove(temporary)
             raise
-        if tf.io.gfile.exists(model_dir):
-            tf.io.gfile.rmtree(model_dir)
-        tf.io.gfile.rename(aside, model_dir)
-
-
-_GRAPH = "saved_model.pb"
 
 
 def is_exported(model_dir: str) -> bool:
-    """Whether there is a whole SavedModel."""
-    return tf.io.gfile.exists(f"{model_dir}/{_GRAPH}")
+    """Whether there is a complete SavedModel."""
+    return files.exists(f"{model_dir}/{_GRAPH}")
 
 
 def check_replaceable(model_dir: str) -> None:
-    """Raises UserError unless a SavedModel may be written to `model_dir`: it is absent, empty, or a SavedModel."""
-    gfile = tf.io.gfile
-    if not gfile.exists(model_dir):
+    """Checks that a SavedModel may be written to a folder: it is absent, empty, or a SavedModel.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    if not files.exists(model_dir):
         return
-    names = {name.rstrip("/") for name in gfile.listdir(model_dir)} if gfile.isdir(model_dir) else {model_dir}
-    # Without its graph, which is uploaded last, but with other parts of it: an upload to an object store broke off.
-    if _GRAPH not in names and names - {"", "variables", "assets", "fingerprint.pb"}:
-        raise utils.UserError(f"{model_dir}: is there already and no SavedModel; name another --export_dir")
-
-
-def export_path(train_dir: str, step: int) -> str:
-    """Returns where the export of a step belongs."""
-    return os.path.join(train_dir, "export", f"step_{step}")
+    names = set(files.list_dir(model_dir)) if files.is_dir(model_dir) else {model_dir}
+    # Other parts without the graph, which is uploaded last: an upload to an object store was interrupted.
+    if _GRAPH not in names and names - {"variables", "assets", "fingerprint.pb"}:
+        raise utils.UserError(f"{model_dir}: exists and is not a SavedModel; name another --export_dir")
 
 
 def main() -> None:
-    classifier = Classifier(checkpoints.load_spec(FLAGS.train_dir))
-    checkpoint_path = checkpoints.restore_newest(classifier, FLAGS.train_dir)
-    export_dir = FLAGS.export_dir or export_path(FLAGS.train_dir, checkpoints.step_of(checkpoint_path))
+    """Exports what the flags name."""
+    train_dir, export_dir = FLAGS.train_dir, FLAGS.export_dir
+    config.require_model(train_dir)
+    utils.import_tensorflow()
+    from cats_vs_dogs import checkpoints
+    from cats_vs_dogs import train_dir as train_dirs
+    from cats_vs_dogs.classifier import Classifier
+
+    classifier = Classifier(train_dirs.load_spec(train_dir))
+    step = checkpoints.step_of(checkpoints.restore_newest(classifier, train_dir))
+    export_dir = export_dir or train_dirs.export_dir(train_dir, step)
     check_replaceable(export_dir)
     files.make_output_folder(os.path.dirname(export_dir.rstrip("/")) or ".", "export_dir")
     ModelExporter(classifier).export_model(export_dir)
-    logging.info("Exported the model at step %d to %s.", checkpoints.step_of(checkpoint_path), export_dir)
+    logging.info("Exported the model at step %d to %s.", step, export_dir)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,15 @@ def is_dir(path: str) -> bool:
 
 def list_dir(folder: str) -> list[str]:
     """Returns the sorted names of what is in a folder; [] if there is no such folder."""
-    if not is_dir(folder):
-        return []
-    names = _gfile().listdir(folder) if is_remote(folder) else os.listdir(folder)
+    if is_remote(folder):  # Without asking first whether it is there, which costs a request or two.
+        from tensorflow import errors
+
+        try:
+            names = _gfile().listdir(folder)
+        except errors.NotFoundError:
+            return []
+    else:
+        names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(filter(None, (name.rstrip("/") for name in names)))
 
 
@@ -163,7 +169,12 @@ def make_dirs(path: str) -> None:
 def remove(path: str) -> None:
     """Deletes a file, or a folder with all that is in it."""
     if is_remote(path):
-        (_gfile().rmtree if _gfile().isdir(path) else _gfile().remove)(path)
+        from tensorflow import errors
+
+        try:
+            _gfile().remove(path)
+        except errors.NotFoundError:  # There is no object of that name, so it is a folder.
+            _gfile().rmtree(path)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM during training: noticed at once, obeyed between two steps."""
+"""What interrupts training between two steps: Ctrl-C, SIGTERM, and the time for a checkpoint."""
 
 import contextlib
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -72,6 +73,47 @@ class StopRequest:
             sender.close()  # Ends the thread.
             thread.join()
             receiver.close()
+
+
+class Alarm:
+    """Interrupts the steps of a graph once a time has passed since `restart`.
+
+    Args:
+        seconds: that time; 0: never.
+
+    Attributes:
+        variable: bool `tf.Variable`, true once the time has passed, so that a graph of many steps sees it.
+    """
+
+    def __init__(self, seconds: float):
+        self.variable = tf.Variable(False, trainable=False, name="alarm")
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+        self._start = time.monotonic()
+
+    def restart(self) -> None:
+        """Starts to count from now."""
+        self.close()
+        self._start = time.monotonic()
+        if self._seconds:
+            self._timer = threading.Timer(min(self._seconds, threading.TIMEOUT_MAX), self.variable.assign, [True])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def is_due(self) -> bool:
+        """Whether the time has passed. If so, the next steps are interrupted after the first of them."""
+        is_due = 0 < self._seconds <= time.monotonic() - self._start
+        if is_due:
+            self.variable.assign(True)  # The timer may be a little late.
+        return is_due
+
+    def close(self) -> None:
+        """Ends counting."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer.join()
+            self._timer = None
+        self.variable.assign(False)
 
 
 def _do_nothing(unused_number, unused_frame) -> None:

@@ -162,8 +162,8 @@ def _raw_op_message(name: str, error: Exception) -> str:
     """Returns the error message for a raw TensorFlow op on a symbolic tensor: where it is, and what to use instead."""
     return (
         f"{name}.create_model applies something that is not Keras to a symbolic tensor ({place_of(error)}); use a "
-        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); see the table in the README, "
-        "section Porting a 2017 model"
+        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); see the table in "
+        "docs/porting.en.md, Porting a 2017 model"
     )
 
 

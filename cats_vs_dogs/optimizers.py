@@ -7,19 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cats_vs_dogs.config import OPTIMIZERS_OF_2017
 from cats_vs_dogs.utils import UserError, suggest
-
-# The names that tf.train had in 2017, with its defaults where those of Keras differ. MomentumOptimizer required a
-# momentum, which the kit of 2017 did not pass; 0.9 is the usual value.
-_NAMES_OF_2017 = {
-    "AdadeltaOptimizer": (keras.optimizers.Adadelta, {"rho": 0.95, "epsilon": 1e-8}),
-    "AdagradOptimizer": (keras.optimizers.Adagrad, {"initial_accumulator_value": 0.1, "epsilon": 0.0}),
-    "AdamOptimizer": (keras.optimizers.Adam, {"epsilon": 1e-8}),
-    "FtrlOptimizer": (keras.optimizers.Ftrl, {}),
-    "GradientDescentOptimizer": (keras.optimizers.SGD, {}),
-    "MomentumOptimizer": (keras.optimizers.SGD, {"momentum": 0.9}),
-    "RMSPropOptimizer": (keras.optimizers.RMSprop, {"rho": 0.9, "epsilon": 1e-10}),
-}
 
 # Arguments of Keras optimizers that users cannot set: they have flags of their own, or the kit does not support them.
 _SET_BY_THE_KIT = {
@@ -36,8 +25,6 @@ _SET_BY_THE_KIT = {
     "kwargs",
 }
 
-SCHEDULES = ("exponential", "cosine", "constant")
-
 
 def _available() -> dict[str, tuple[type, dict[str, float]]]:
     """Returns the class and its default arguments for each name of an optimizer."""
@@ -48,7 +35,11 @@ def _available() -> dict[str, tuple[type, dict[str, float]]]:
         and issubclass(value, keras.optimizers.Optimizer)
         and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
     }
-    return {**_NAMES_OF_2017, **by_keras_name}
+    of_2017 = {
+        name: (getattr(keras.optimizers, class_name), defaults)
+        for name, (class_name, defaults) in OPTIMIZERS_OF_2017.items()
+    }
+    return {**of_2017, **by_keras_name}
 
 
 def check_name(name: str) -> None:
@@ -65,7 +56,6 @@ def make_optimizer(
     name: str,
     learning_rate: keras.optimizers.schedules.LearningRateSchedule,
     variables: list[keras.Variable],
-    clip_gradient_norm: float = 0.0,
     scale_loss: bool = False,
     params: dict[str, Any] | None = None,
 ) -> keras.optimizers.Optimizer:
@@ -78,7 +68,6 @@ def make_optimizer(
         name: a name of 2017, such as "AdamOptimizer", or of Keras, such as "AdamW".
         learning_rate: the learning rate schedule, a function of the optimizer's step.
         variables: the variables to train.
-        clip_gradient_norm: the largest allowed norm of each variable's gradient; 0 means no limit.
         scale_loss: whether to scale the loss dynamically, as float16 needs.
         params: further arguments of the Keras class, such as {"weight_decay": 0.05}.
 
@@ -88,7 +77,7 @@ def make_optimizer(
     Raises:
         UserError: if there is no such optimizer, or it does not accept the parameters.
     """
-    optimizer = _create(name, params or {}, learning_rate=learning_rate, clipnorm=clip_gradient_norm or None)
+    optimizer = _create(name, params or {}, learning_rate=learning_rate)
     if optimizer.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if len(variable.shape) < 2])
     if scale_loss:
@@ -115,19 +104,22 @@ def configuration(name: str, params: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if there is no such optimizer, or it does not accept the parameters.
     """
-    optimizer = _create(name, params)
+    # With a name of its own: Keras counts those that it makes up, and checkpoints hold them.
+    optimizer = _create(name, params, name="compared")
     arguments = {key: value for key, value in optimizer.get_config().items() if key not in _SET_BY_THE_KIT}
     return {"class": type(optimizer).__name__, **arguments}
 
 
-def _create(name: str, params: dict[str, Any], **arguments: Any) -> keras.optimizers.Optimizer:
+def _create(optimizer_name: str, params: dict[str, Any], **arguments: Any) -> keras.optimizers.Optimizer:
     """Creates an optimizer with a user's parameters and the kit's arguments, see `make_optimizer`."""
-    check_name(name)
-    optimizer_class, defaults = _available()[name]
+    check_name(optimizer_name)
+    optimizer_class, defaults = _available()[optimizer_name]
     accepted = sorted(set(inspect.signature(optimizer_class).parameters) - _SET_BY_THE_KIT)
     for param, value in params.items():
         if param not in accepted:
-            raise UserError(f'--optimizer_params: {name} has no parameter "{param}"; it takes: {", ".join(accepted)}')
+            raise UserError(
+                f'--optimizer_params: {optimizer_name} has no parameter "{param}"; it takes: {", ".join(accepted)}'
+            )
         if not isinstance(value, int | float):
             raise UserError(f'--optimizer_params: "{param}" must be a number, true or false; got {json.dumps(value)}')
     try:

@@ -2,26 +2,28 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from cats_vs_dogs import readers
 from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOutputs:
-    """What some steps gave, most of it of the last of them. The lists have a tensor for each device of this process.
+    """Outputs of `run_steps`, of the last step unless noted. The lists have a tensor per device of this process.
 
     Attributes:
         num_steps: how many steps were taken.
-        is_finite: whether loss and gradients of the last step are; those of the steps before it are.
-        largest_gradient_norm: of all steps of this process, but for one that is not finite.
-        gradient_norm: norm of all gradients together, before they are clipped.
-        gradient_norms: the norm of the gradient of each trainable variable, by its path; 0 without a gradient.
+        is_finite: whether loss and gradients are finite; those of the earlier steps are.
+        largest_gradient_norm: the largest finite gradient norm of all steps since the start of the process.
+        gradient_norm: norm of all gradients together, before clipping.
+        gradient_norms: the gradient norm of each trainable variable, by its path; 0 without a gradient.
         label_loss: mean over the global batch.
         regularization_loss: the same on every device.
         images: uint8 or float32 [batch on the device, size, size, 3].
@@ -47,11 +49,12 @@ class Trainer:
     Args:
         classifier: what to train, built in the strategy's scope.
         optimizer: built, with a learning rate that is a function of its step.
-        strategy: on which devices to train.
-        regularization_penalty: weight of the regularization loss.
+        strategy: the devices to train on.
+        config: its `regularization_penalty` and `clip_gradient_norm` are used.
         jit_compile: whether XLA compiles the forward and backward pass.
-        measures_waiting: whether to measure how long steps wait for a batch.
-        stop: bool; once it is true on any worker, the step that is being done is the last. None: nothing stops it.
+        interrupts: bool variables; once one is true on any worker, `run_steps` returns after the current step.
+        measures_waiting: whether to measure how long steps wait for a batch. TensorFlow does not allow it in
+            deterministic mode.
 
     Attributes:
         timed_steps: number of steps timed so far: all but the first, which waits for the graph to be built.
@@ -64,10 +67,10 @@ class Trainer:
         classifier: Classifier,
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
-        regularization_penalty: float,
-        jit_compile: bool,
+        config: OptimizerConfig,
+        jit_compile: bool = False,
+        interrupts: Sequence[tf.Variable] = (),
         measures_waiting: bool = True,
-        stop: tf.Variable | None = None,
     ):
         self.timed_steps = 0
         self.seconds = 0.0
@@ -79,12 +82,13 @@ class Trainer:
         self._optimizer = optimizer
         self._scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         self._strategy = strategy
-        self._regularization_penalty = regularization_penalty
+        self._regularization_penalty = config.regularization_penalty
+        self._clip_gradient_norm = config.clip_gradient_norm
         self._measures_waiting = measures_waiting
-        self._stop = tf.Variable(False) if stop is None else stop
-        self._gradients = tf.function(
-            self._gradients_of_batch, jit_compile=jit_compile or None
-        )  # None, not False: inlined
+        self._interrupts = interrupts
+        synchronize_batch_norm(classifier.model.network, strategy, jit_compile)
+        # Without XLA it is no graph of its own: inside one, devices cannot synchronise.
+        self._gradients = tf.function(self._gradients_of_batch, jit_compile=True) if jit_compile else None
         self._replica_step = tf.function(self._step_on_replica)
         self._run_steps = tf.function(self._run_steps_in_graph)
 
@@ -92,16 +96,17 @@ class Trainer:
         """Takes steps without returning to Python between them.
 
         Args:
-            batches: iterator over (images, labels, share of the global batch), perhaps distributed over devices.
-            num_steps: how many steps to take, at least 1. Fewer are taken if `stop` becomes true, or when the loss or
-                a gradient is not finite any more; and only one the first time.
+            batches: iterator over (images, labels, weight: the fraction of the global batch), perhaps distributed over
+                devices.
+            num_steps: how many steps to take, at least 1. It takes fewer if it is interrupted, or when the loss or a
+                gradient is no longer finite; and only one at the first call.
 
         Returns:
             Their outputs.
         """
         is_timed = self._is_warm or num_steps == 1
         if not is_timed:
-            num_steps = 1  # The first waits for the graph to be built.
+            num_steps = 1  # The first step waits for the graph to be built.
         self._is_warm = True
         start = time.monotonic()
         num_done, waiting, is_finite, largest_norm, sums, outputs = self._run_steps(batches, tf.constant(num_steps))
@@ -111,8 +116,8 @@ class Trainer:
             int(num_done),
             bool(is_finite),
             self._largest_gradient_norm,
-            float(sums["norm"]),
-            dict(zip(self._paths, sums["norms"].numpy().tolist(), strict=True)),
+            float(sums["gradient_norm"]),
+            dict(zip(self._paths, sums["gradient_norms"].numpy().tolist(), strict=True)),
             float(sums["label_loss"]),
             float(sums["regularization_loss"]),
             images,
@@ -127,27 +132,28 @@ class Trainer:
 
     def _run_steps_in_graph(self, batches, num_steps):
         sums, outputs, waiting = self._next_step(batches, self._now())
-        num_done, largest_norm, is_finite = 1, _finite_or_zero(sums["norm"]), self._is_finite(sums)
-        # Not `and`, which would become branches of the graph.
-        while (num_done < num_steps) & is_finite & (sums["stop"] == 0.0):
-            with tf.control_dependencies([sums["norm"]]):  # Not the loss, which is there before the backward pass.
+        num_done, largest_norm, is_finite = 1, _finite_or_zero(sums["gradient_norm"]), self._is_finite(sums)
+        # `&` instead of `and`, which would become branches of the graph.
+        while (num_done < num_steps) & is_finite & (sums["interrupts"] == 0.0):
+            with tf.control_dependencies([sums["gradient_norm"]]):  # The loss is there before the backward pass.
                 step_done = self._now()
             sums, outputs, seconds = self._next_step(batches, step_done)
             waiting += seconds
             num_done += 1
-            largest_norm = tf.maximum(largest_norm, _finite_or_zero(sums["norm"]))
+            largest_norm = tf.maximum(largest_norm, _finite_or_zero(sums["gradient_norm"]))
             is_finite = self._is_finite(sums)
         return num_done, waiting, is_finite, largest_norm, sums, outputs
 
     def _next_step(self, batches, after: tf.Tensor):
-        """Takes a batch once `after` is there, and a step with it; also says how many seconds the batch took."""
+        """Waits for `after`, fetches a batch, takes one step. Also returns how many seconds the batch took."""
         with tf.control_dependencies([after]):
             asked = self._now()
         with tf.control_dependencies([asked]):
             batch = next(batches)
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             waited = self._now() - asked
-        sums, outputs = self._strategy.run(self._replica_step, args=(*batch, self._stop.read_value()))
+        interrupts = [tf.cast(interrupt.read_value(), tf.float32) for interrupt in self._interrupts]
+        sums, outputs = self._strategy.run(self._replica_step, args=(*batch, tf.add_n([tf.constant(0.0), *interrupts])))
         local = self._strategy.experimental_local_results
         return (
             {name: local(value)[0] for name, value in sums.items()},
@@ -160,38 +166,46 @@ class Trainer:
 
     def _is_finite(self, sums) -> tf.Tensor:
         loss = sums["label_loss"] + sums["regularization_loss"]
-        # With a scaled loss gradients may overflow: the optimizer leaves out that step and lowers the scale.
-        return tf.math.is_finite(loss if self._scales_loss else loss + sums["norm"])
+        # With a scaled loss, gradients may overflow: the optimizer then skips that step and lowers the scale.
+        return tf.math.is_finite(loss if self._scales_loss else loss + sums["gradient_norm"])
 
-    def _step_on_replica(self, images, labels, share, stop):
-        gradients, label_loss, regularization_loss, probabilities = self._gradients(images, labels, share)
+    def _step_on_replica(self, images, labels, weight, interrupts):
+        """Takes a step on one device; returns what is summed over all devices, and this device's part of the batch."""
+        gradients_of = self._gradients or self._gradients_of_batch
+        gradients, label_loss, regularization_loss, probabilities = gradients_of(images, labels, weight)
         # A variable that the loss does not depend on has no gradient.
         variables = self._classifier.model.trainable_variables
         has_gradient = [gradient is not None for gradient in gradients]
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
-        # Summed here, since Keras clips before it sums. It then sums once more: each replica gives its part of the sum.
-        # The losses and the request to stop are summed too, so that all workers go on or end at the same step.
-        others = [label_loss, regularization_loss, tf.cast(stop, tf.float32)]
+        # The losses and the requests to interrupt are summed too, so that all workers leave the graph at the same step.
         replicas = tf.distribute.get_replica_context()
-        *gradients, label_loss, regularization_loss, stop = replicas.all_reduce(
-            tf.distribute.ReduceOp.SUM, [*(gradient for gradient, _ in pairs), *others]
+        *gradients, label_loss, regularization_loss, interrupts = replicas.all_reduce(
+            tf.distribute.ReduceOp.SUM,
+            [*(gradient for gradient, _ in pairs), label_loss, regularization_loss, tf.identity(interrupts)],
         )
+        scale = self._optimizer.dynamic_scale if self._scales_loss else 1.0
         halves = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # As tf.linalg.global_norm does.
-        norm, norms = tf.sqrt(2.0 * tf.reduce_sum(halves)), tf.sqrt(2.0 * halves)
-        if self._scales_loss:
-            norm, norms = norm / self._optimizer.dynamic_scale, norms / self._optimizer.dynamic_scale
+        norm, norms = tf.sqrt(2.0 * tf.reduce_sum(halves)) / scale, tf.sqrt(2.0 * halves) / scale
+        if self._clip_gradient_norm:
+            gradients = [tf.clip_by_norm(gradient, self._clip_gradient_norm * scale) for gradient in gradients]
+        # Keras sums the gradients of all devices once more.
         gradients = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply_gradients(zip(gradients, [variable for _, variable in pairs], strict=True))
-        norms = tf.scatter_nd(np.flatnonzero(has_gradient)[:, np.newaxis], norms, [len(variables)])
-        losses = {"label_loss": label_loss, "regularization_loss": regularization_loss}
-        return {**losses, "norm": norm, "norms": norms, "stop": stop}, (images, probabilities, labels)
+        sums = {
+            "label_loss": label_loss,
+            "regularization_loss": regularization_loss,
+            "gradient_norm": norm,
+            "gradient_norms": tf.scatter_nd(np.flatnonzero(has_gradient)[:, np.newaxis], norms, [len(variables)]),
+            "interrupts": interrupts,
+        }
+        return sums, (images, probabilities, labels)
 
-    def _gradients_of_batch(self, images, labels, share):
-        """Gradients of this replica's part of the loss, which is the mean over the global batch."""
+    def _gradients_of_batch(self, images, labels, weight):
+        """Returns the gradients of this replica's part of the loss, which is the mean over the global batch."""
         variables = [variable.value for variable in self._classifier.model.trainable_variables]
         with tf.GradientTape() as tape:
             outputs = self._classifier.model(readers.scale_images(images), labels, training=True)
-            label_loss = share * self._classifier.label_loss(outputs, labels)
+            label_loss = weight * self._classifier.label_loss(outputs, labels)
             regularization_loss = self._classifier.regularization_loss(outputs) / self._strategy.num_replicas_in_sync
             loss = label_loss + self._regularization_penalty * regularization_loss
             if self._scales_loss:
@@ -202,3 +216,60 @@ class Trainer:
 
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(value), value, 0.0)
+
+
+def synchronize_batch_norm(model: keras.Model, strategy: tf.distribute.Strategy, jit_compile: bool) -> None:
+    """Lets batch norm take its statistics over the global batch, so that N devices give the weights of one.
+
+    Args:
+        model: its layers are changed.
+        strategy: nothing is done for one device.
+        jit_compile: XLA cannot synchronise devices; then each device keeps its own statistics, with a warning.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    layers = [layer for layer in _all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if layers and jit_compile:
+        logging.warning(
+            "batch norm takes its statistics on each device alone, since XLA compiles the step; pass --jit_compile=off "
+            "to take them over the global batch"
+        )
+        return
+    for layer in layers:
+        layer.synchronized = True
+
+
+def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yields the layers of a model, also those of models and wrappers inside it."""
+    for layer in model.layers:
+        yield layer
+        yield from _all_layers(layer) if hasattr(layer, "layers") else ()
+        yield from (layer.layer,) if isinstance(layer, keras.layers.Wrapper) else ()
+
+
+class Profiler:
+    """Records the steps of a window for TensorBoard's Profile tab.
+
+    Args:
+        folder: where the profile goes.
+        window: the step to start after and the step to end after; empty: nothing is recorded.
+    """
+
+    def __init__(self, folder: str, window: Sequence[int]):
+        self._folder = folder
+        self._start, self._end = window or (0, 0)
+        self._is_running = False
+
+    def update(self, step: int) -> None:
+        """Starts or ends the recording, as is due after `step` steps."""
+        if not self._is_running and self._start <= step < self._end:
+            tf.profiler.experimental.start(self._folder)
+            self._is_running = True
+        elif self._is_running and step >= self._end:
+            self.close()
+
+    def close(self) -> None:
+        """Ends a recording and writes it."""
+        if self._is_running:
+            self._is_running = False
+            tf.profiler.experimental.stop()

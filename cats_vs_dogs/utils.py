@@ -68,7 +68,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
         others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
     except flags.Error as error:
-        _exit_with_error(f"{error} (--help lists all flags)")
+        _exit_with_error(f"{str(error).removeprefix('flag ')} (--help lists all flags)")
     if others and not pass_on_flags:
         _exit_with_error(f"{' '.join(others)}: not a flag; write --name=value, and put quotes around patterns")
     for name, value in flags.FLAGS.flag_values_dict().items():
@@ -205,18 +205,19 @@ def suggest(name: str, available: Sequence[str]) -> str:
     return f"{hint} available: {', '.join(available)}"
 
 
-def parse_json_flag(text: str, flag: str) -> dict[str, Any]:
-    """Returns the dict that a flag such as `--model_params='{"num_mixtures": 4}'` holds; an empty text is {}.
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Returns the dict of a flag such as --model_params='{"num_mixtures": 4}'; an empty text is {}.
 
     Raises:
-        UserError: if the text is not a JSON object.
+        ValueError: if the text is not a JSON object; it says how to write one.
     """
+    example = "'{\"name\": 1}'"
     try:
         value = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise UserError(f"--{flag}={text}: not JSON ({error}); write it like --{flag}='{{\"name\": 1}}'") from error
+        raise ValueError(f"not JSON ({error}); write it like {example}") from error
     if not isinstance(value, dict):
-        raise UserError(f"--{flag}={text}: expected a JSON object, like --{flag}='{{\"name\": 1}}'")
+        raise ValueError(f"expected a JSON object, like {example}")
     return value
 
 
@@ -274,20 +275,36 @@ def place_of(error: Exception) -> str:
     return f"{os.path.basename(filename)} line {number}: {line}"
 
 
-def free_memory() -> int:
-    """Returns how many bytes of memory this process may still take, by the machine and by its control group."""
+def free_memory(root: str = "") -> int:
+    """Returns how many bytes of memory this process can still allocate on its machine and in its control group.
 
-    def read(path: str) -> str:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
+    Memory that caches files counts as free, since the kernel reclaims it when a process needs it.
 
+    Args:
+        root: path in front of /proc and /sys, for tests.
+    """
     free = []
-    with contextlib.suppress(OSError, ValueError):  # Not on macOS and Windows.
-        free.append(1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", read("/proc/meminfo"))[1]))
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    with contextlib.suppress(OSError, KeyError, ValueError):  # macOS and Windows have no such file.
+        free.append(1024 * _read_numbers(f"{root}/proc/meminfo")["MemAvailable:"])
+    for folder, limit, used, prefix in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),  # Version 1.
     ):
         with contextlib.suppress(OSError, ValueError):  # No control group, or one without limit: "max".
-            free.append(int(read(limit)) - int(read(used)))
+            group_free = _read_number(f"{root}/{folder}/{limit}") - _read_number(f"{root}/{folder}/{used}")
+            with contextlib.suppress(OSError, KeyError, ValueError):
+                numbers = _read_numbers(f"{root}/{folder}/memory.stat")
+                group_free += numbers[f"{prefix}inactive_file"] + numbers[f"{prefix}active_file"]
+            free.append(group_free)
     return max(0, min(free)) if free else 4 * 2**30
+
+
+def _read_number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
+
+
+def _read_numbers(path: str) -> dict[str, int]:
+    """Returns the numbers of a file with a name and a number in each line, such as /proc/meminfo."""
+    with open(path, encoding="ascii") as file:
+        return {words[0]: int(words[1]) for words in map(str.split, file)}

@@ -85,12 +85,12 @@ def run_script(tmp_path_factory):
     """
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None, repository=REPOSITORY):
+    def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
         arguments = [str(arg) for arg in args]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
         if command is None:
             python = forked_python() if script in _FORKED else [sys.executable]
-            command = [*python, str(repository / "cats_vs_dogs" / f"{script}.py")]
+            command = [*python, str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")]
         process = subprocess.run(
             [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
         )
@@ -114,6 +114,19 @@ def fails_in_one_line(run_script):
         return lines[-1]
 
     return run
+
+
+def make_config(**settings):
+    """Returns the config of train.py's default flags, but for some settings."""
+    from absl import flags
+
+    from cats_vs_dogs import config
+
+    if "train_data_pattern" not in flags.FLAGS:
+        config.define_flags()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["train.py"])
+    return config.from_settings(config.read(flags.FLAGS).settings() | settings)
 
 
 def jpeg(height=40, width=60, colour=(200, 120, 40), seed=0):

@@ -20,7 +20,7 @@ if __package__ in (None, ""):
 import keras
 import tensorflow as tf
 
-from cats_vs_dogs import checkpoints, cvd_models, models, trainer
+from cats_vs_dogs import checkpoints, cvd_models, files, models, trainer
 
 plan = json.loads(sys.argv.pop(1))
 
@@ -58,9 +58,9 @@ def kill_when_called(owner, name, is_meant=lambda *args: True, after=False):
 if plan["kill"] == "steps":
     kill_when_called(trainer.Trainer, "run_steps")
 elif plan["kill"] == "save":
-    kill_when_called(checkpoints.TrainingCheckpoint, "save")
+    kill_when_called(checkpoints.TrainState, "save")
 elif plan["kill"] == "rename":
-    kill_when_called(tf.io.gfile, "rename", lambda *args: args[1].endswith(".index") and "best" not in args[1])
+    kill_when_called(files, "replace", lambda *args: args[1].endswith(".index") and "best" not in args[1])
 elif plan["kill"] == "export":
     kill_when_called(tf.saved_model, "save", after=True)
 

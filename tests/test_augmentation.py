@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import augmentation
+from cats_vs_dogs.config import AUGMENTATIONS
 
 ROWS = tf.range(64, dtype=tf.int64)
 
@@ -43,7 +44,7 @@ def test_flip_mirrors_about_half_and_changes_nothing_else(images):
     )
 
 
-@pytest.mark.parametrize("kind", augmentation.KINDS[1:])
+@pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
 def test_augmentation_is_a_function_of_seed_step_and_row(images, kind):
     whole = augment(images, kind)
     in_parts = [augment(images[start:end], kind, rows=ROWS[start:end]) for start, end in ((0, 1), (1, 40), (40, 64))]
@@ -76,7 +77,7 @@ def test_colours_change_a_little_and_the_same_for_the_whole_picture(images):
 
 def test_floats_are_changed_like_bytes(images):
     floats = images / np.float32(127.5) - 1
-    for kind in augmentation.KINDS:
+    for kind in AUGMENTATIONS:
         expected = augment(images, kind) / np.float32(127.5) - 1
         np.testing.assert_allclose(augment(floats, kind), expected, atol=0.5 / 127.5 + 1e-5)
 
@@ -101,7 +102,7 @@ def test_a_size_schedule_with_few_steps_ends_at_the_full_size():
     assert augmentation.SizeSchedule(32, 224, total_steps=50).stages()[-2:] == [(192, 49), (224, 50)]
 
 
-@pytest.mark.parametrize("kind", augmentation.KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_images_get_the_requested_size(images, kind):
     small = augment(images, kind, size=8)
     assert small.shape == (64, 8, 8, 3) and small.dtype == np.uint8

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cats_vs_dogs import backbones, checkpoints
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)

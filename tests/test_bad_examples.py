@@ -13,8 +13,9 @@ from conftest import jpeg, write_shards
 from PIL import Image
 from test_readers import files_of, ids_of
 
-from cats_vs_dogs import bad_examples, readers, tfrecords
+from cats_vs_dogs import bad_examples, readers, submission, tfrecords
 from cats_vs_dogs.bad_examples import open_shards
+from cats_vs_dogs.config import RESIZE_METHODS
 from cats_vs_dogs.readers import Shards
 from cats_vs_dogs.utils import UserError
 
@@ -95,14 +96,14 @@ def test_a_bad_record_is_named(tmp_path, case):
     path = write_between_good_ones(tmp_path / "train-1", [record, record])
     reader = readers.CatsVsDogsFeatureReader()
     shards = open_shards(str(tmp_path / "train-*"), "train_data_pattern", reader, "fail")
-    with pytest.raises(UserError) as error, bad_examples.named_errors(reader, shards):
+    with pytest.raises(UserError) as error, bad_examples.explain_read_errors(reader, shards):
         list(readers.make_dataset(reader, shards, batch_size=3))
     name = " (x.jpg)" if b"x.jpg" in record else ""
     assert str(error.value).startswith(f"{path}: record 1{name}: {reason}")
     assert ("pass --bad_examples=skip" in str(error.value)) == (case != "no label")
 
 
-@pytest.mark.parametrize("resize_method", readers.RESIZE_METHODS)
+@pytest.mark.parametrize("resize_method", RESIZE_METHODS)
 def test_every_bad_record_is_left_out_with_its_reason(tmp_path, resize_method):
     path = write_between_good_ones(tmp_path / "train-0", [record for record, _ in BAD_RECORDS.values()])
     reader = readers.CatsVsDogsFeatureReader(resize_method=resize_method)
@@ -131,7 +132,7 @@ OTHER_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("resize_method", readers.RESIZE_METHODS)
+@pytest.mark.parametrize("resize_method", RESIZE_METHODS)
 def test_a_picture_of_another_kind_named_jpg_is_right_or_bad(tmp_path, resize_method):
     records = [tfrecords.make_example(encoded, name, 1) for name, (encoded, _) in OTHER_PICTURES.items()]
     path = write_between_good_ones(tmp_path / "train-0", records)
@@ -157,7 +158,7 @@ def test_bad_records_are_left_out_and_listed(tmp_path, caplog):
     assert shards.records == {files[0]: 10, files[1]: 10}
     assert shards.bad == {files[0]: [2], files[1]: [1, 4]}
     assert (shards.num_examples, shards.offsets) == (17, [0, 9, 17])
-    bad_examples.write_list(shards, str(csv_path))
+    bad_examples.write_bad_examples(shards, str(csv_path))
     assert f"3 of 20 records cannot be read and are skipped; {csv_path} lists them" in caplog.text
     reason = "its picture cannot be decoded"
     assert list(csv.reader(csv_path.read_text().splitlines())) == [
@@ -178,14 +179,22 @@ def expect_ids(reader, shards, expected):
     assert shards.num_examples == shards.offsets[-1] == len(expected)
     streams = [readers.make_dataset(reader, shards, 8)]
     for decoded in (None, readers.decode_all(reader, shards)):
-        streams.append(readers.make_training_dataset(reader, shards, 8, seed=1, num_epochs=2, decoded=decoded))
+        streams.append(readers.make_training_dataset(reader, shards, readers.Order(8, seed=1, num_epochs=2), decoded))
     in_order, streamed, from_memory = map(ids_of, streams)
     assert sum(in_order, []) == expected
     num_batches = -(-len(expected) // 8)
     assert sorted(sum(streamed[:num_batches], [])) == sorted(sum(streamed[num_batches:], [])) == sorted(expected)
     assert from_memory == streamed
-    rest = readers.make_training_dataset(reader, shards, 8, seed=1, num_epochs=2, start_step=num_batches - 1)
+    order = readers.Order(8, seed=1, num_epochs=2, start_step=num_batches - 1)
+    rest = readers.make_training_dataset(reader, shards, order)
     assert ids_of(rest) == streamed[num_batches - 1 :]
+
+
+def test_the_list_quotes_what_a_csv_must(tmp_path):
+    bad_list = [("a, b", 3, "", 'a "quote"'), ("b", 12, "a\nb", "\u9ad8")]
+    bad_examples.write_bad_examples(Shards({"a, b": 13}, bad_list), str(tmp_path / "list.csv"))
+    expected = 'File,Record,Id,Reason\n"a, b",3,,"a ""quote"""\nb,12,"a\nb",\u9ad8\n'
+    assert (tmp_path / "list.csv").read_bytes() == expected.encode()
 
 
 def test_nothing_bad_deletes_an_older_list(tmp_path):
@@ -193,14 +202,14 @@ def test_nothing_bad_deletes_an_older_list(tmp_path):
     older = tmp_path / "bad_examples.csv"
     older.write_text("of an earlier run")
     for _ in range(2):
-        bad_examples.write_list(shards, str(older))
+        bad_examples.write_bad_examples(shards, str(older))
         assert not older.exists()
 
 
 def test_a_list_that_cannot_be_written_is_an_error(tmp_path):
     shards = Shards({"a": 3}, [("a", 1, "", "why")])
     with pytest.raises(UserError, match=f"^{tmp_path}: is a folder"):
-        bad_examples.write_list(shards, str(tmp_path))
+        bad_examples.write_bad_examples(shards, str(tmp_path))
     assert not list(tmp_path.parent.glob("*.tmp"))
 
 
@@ -263,7 +272,7 @@ def test_damaged_shards_stop_or_are_read_up_to_there(tmp_path):
                 file.write(data)
             with pytest.raises(UserError, match=f"^{path}: ") as error:
                 shards = open_shards(path, "train_data_pattern", reader, "fail")
-                with bad_examples.named_errors(reader, shards):
+                with bad_examples.explain_read_errors(reader, shards):
                     list(readers.make_dataset(reader, shards, batch_size=3))
             assert expected_said[-1] in str(error.value)
         expected_ids += [name_of(i * len(files) + shard) for i in range(num_good)]
@@ -282,7 +291,7 @@ def test_the_first_bad_record_is_named_even_if_a_checksum_behind_it_is_wrong(tmp
     path.write_bytes(flip(path.read_bytes(), header_of(path.read_bytes(), 6) + 99))
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
     shards = open_shards(pattern, "train_data_pattern", reader, "fail")
-    with pytest.raises(UserError, match="record 2 "), bad_examples.named_errors(reader, shards):
+    with pytest.raises(UserError, match="record 2 "), bad_examples.explain_read_errors(reader, shards):
         list(readers.make_dataset(reader, shards, batch_size=3))
 
 
@@ -301,7 +310,10 @@ def test_what_was_left_out_is_not_blamed_for_another_error(tmp_path):
     pattern = write_shards(tmp_path, num_examples=6, num_shards=1, bad=(2,))
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
     shards = open_shards(pattern, "train_data_pattern", reader, "skip")
-    with pytest.raises(tf.errors.InvalidArgumentError, match="of the model"), bad_examples.named_errors(reader, shards):
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError, match="of the model"),
+        bad_examples.explain_read_errors(reader, shards),
+    ):
         raise tf.errors.InvalidArgumentError(None, None, "an error of the model")
 
 
@@ -322,7 +334,7 @@ def test_a_shard_that_vanishes_is_named(tmp_path, becomes):
     if becomes == "a folder":
         (tmp_path / "train-00001-of-00003").mkdir()
     match = "train-00001-of-00003: record 0: the file cannot be read: "
-    with pytest.raises(UserError, match=match), bad_examples.named_errors(reader, shards):
+    with pytest.raises(UserError, match=match), bad_examples.explain_read_errors(reader, shards):
         list(readers.make_dataset(reader, shards, batch_size=3))
 
 
@@ -398,7 +410,7 @@ def test_ids_that_a_csv_cannot_have(tmp_path, case):
     check = bad_examples.make_id_check(shards)
     with pytest.raises(UserError) as error:
         for (ids,) in readers.make_dataset(reader, shards, 2):
-            check([bad_examples.id_text(one) for one in ids.numpy()])
+            check([submission.id_text(one) for one in ids.numpy()])
     assert f"{second}: record {number}" in str(error.value)
     assert said in str(error.value)
     assert "pass --bad_examples=skip" in str(error.value)
@@ -408,7 +420,7 @@ def test_ids_that_a_csv_cannot_have(tmp_path, case):
     assert said.endswith(shards.bad_list[0][3]) or shards.bad_list[0][3].startswith(said.split(": ", 1)[-1][:40])
     check = bad_examples.make_id_check(shards)
     for (ids,) in readers.make_dataset(reader, shards, 2):
-        check([bad_examples.id_text(one) for one in ids.numpy()])
+        check([submission.id_text(one) for one in ids.numpy()])
     # Who does not ask for unique ids, as training, gets all.
     assert open_shards(pattern, "input_data_pattern", reader, "skip").num_examples == sum(map(len, shards_ids))
 
@@ -426,8 +438,8 @@ def test_pictures_are_left_out_and_keep_their_ids(tmp_path):
     reader = readers.CatsVsDogsTestFeatureReader(image_size=4)
 
     pictures = bad_examples.open_pictures(files, reader, "fail")
-    with pytest.raises(UserError, match=f"^{tmp_path}/a/3.jpg: its picture cannot be decoded; mend or remove it"):  # noqa: SIM117
-        with bad_examples.named_picture_errors(reader, pictures):
+    with pytest.raises(UserError, match=f"^{tmp_path}/a/3.jpg: its picture cannot be decoded; fix or remove it"):  # noqa: SIM117
+        with bad_examples.explain_picture_errors(reader, pictures):
             list(readers.make_picture_dataset(reader, pictures, 2))
 
     with pytest.raises(UserError, match="^4 of 7 records cannot be read, more than half"):
@@ -440,16 +452,16 @@ def test_pictures_are_left_out_and_keep_their_ids(tmp_path):
     ]
     assert pictures.num_examples == 3
     # What was left out is not blamed for another error.
-    with pytest.raises(tf.errors.InvalidArgumentError), bad_examples.named_picture_errors(reader, pictures):
+    with pytest.raises(tf.errors.InvalidArgumentError), bad_examples.explain_picture_errors(reader, pictures):
         raise tf.errors.InvalidArgumentError(None, None, "an error of the model")
     # As if the only one in folder b were readable too.
     assert ids_of(readers.make_picture_dataset(reader, pictures, 2)) == [["a/1.jpg", "a/2.jpg"], ["a/5.jpg"]]
     with pytest.raises(UserError, match=f"^{tmp_path}/b/7.jpg: the file cannot be read: .*No such file"):  # noqa: SIM117
-        with bad_examples.named_picture_errors(reader, Shards(dict.fromkeys(files[-1:], 1))):
+        with bad_examples.explain_picture_errors(reader, Shards(dict.fromkeys(files[-1:], 1))):
             list(readers.make_picture_dataset(reader, Shards(dict.fromkeys(files[-1:], 1)), 2))
 
 
-@pytest.mark.parametrize("resize_method", readers.RESIZE_METHODS)
+@pytest.mark.parametrize("resize_method", RESIZE_METHODS)
 def test_large_pictures_take_no_memory(resize_method):
     reader = readers.CatsVsDogsTestFeatureReader(resize_method=resize_method)
     decode = tf.function(reader.decode_images, input_signature=[tf.TensorSpec([None], tf.string)])

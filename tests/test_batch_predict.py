@@ -21,7 +21,8 @@ from cats_vs_dogs import (
     labels,
     tfrecords,
 )
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.export_model import ModelExporter
 from cats_vs_dogs.utils import UserError
 

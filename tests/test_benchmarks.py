@@ -10,7 +10,8 @@ import pytest
 from conftest import REPOSITORY, forked_python, jpeg, write_shards
 
 from cats_vs_dogs import export_model
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 
 BENCHMARKS = {
     "batch_prediction": ["--shards={shards}", "--model_dir={export}", "--rounds=1", "--copies=2", "--workers", "1"],

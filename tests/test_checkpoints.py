@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import checkpoints, cvd_models, models
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs import train_dir as train_dir_module
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
 SPEC = ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area")
@@ -32,7 +34,7 @@ def training_checkpoint(folder, spec, optimizer_class=keras.optimizers.Adam, kee
     classifier = Classifier(spec, seed)
     optimizer = optimizer_class()
     optimizer.build(classifier.model.trainable_variables)
-    checkpoint = checkpoints.TrainingCheckpoint(str(folder), classifier, optimizer, keep)
+    checkpoint = checkpoints.TrainState(str(folder), classifier, optimizer, keep)
     return classifier, optimizer, checkpoint
 
 
@@ -42,7 +44,7 @@ def everything(classifier, optimizer):
 
 def test_everything_that_training_needs_comes_back(tmp_path, dropout_spec):
     classifier, optimizer, checkpoint = training_checkpoint(tmp_path, dropout_spec)
-    assert checkpoint.restore_latest() is None
+    assert checkpoint.restore() is None
     images = tf.random.stateless_uniform([8, 4, 4, 3], [1, 2])
     for _ in range(3):
         with tf.GradientTape() as tape:
@@ -53,7 +55,7 @@ def test_everything_that_training_needs_comes_back(tmp_path, dropout_spec):
     assert checkpoint.save() == str(tmp_path / "model.ckpt-3")
 
     restored_classifier, restored_optimizer, restored = training_checkpoint(tmp_path, dropout_spec, seed=9)
-    assert restored.restore_latest() == str(tmp_path / "model.ckpt-3")
+    assert restored.restore() == str(tmp_path / "model.ckpt-3")
     assert int(restored.progress.step) == 3
     assert len(classifier.model.seed_states) == 1
     for a, b in zip(
@@ -62,7 +64,7 @@ def test_everything_that_training_needs_comes_back(tmp_path, dropout_spec):
         np.testing.assert_array_equal(a, b)
 
     for_prediction = Classifier(dropout_spec, seed=5)
-    checkpoints.restore_classifier(for_prediction, checkpoints.latest_checkpoint(str(tmp_path)))
+    checkpoints.restore_classifier(for_prediction, checkpoints.require_checkpoint(str(tmp_path)))
     np.testing.assert_array_equal(for_prediction.probability(images), classifier.probability(images))
     # The masks of dropout go on too.
     masks = [one.model.network(images, training=True) for one in (classifier, restored_classifier)]
@@ -75,7 +77,7 @@ def test_only_the_newest_are_kept(tmp_path):
         checkpoint.progress.step.assign(step)
         checkpoint.save()
     assert sorted(path.stem for path in tmp_path.glob("*.index")) == ["model.ckpt-2", "model.ckpt-3"]
-    assert checkpoints.step_of(checkpoints.latest_checkpoint(str(tmp_path))) == 3
+    assert checkpoints.step_of(checkpoints.require_checkpoint(str(tmp_path))) == 3
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, dropout_spec):
@@ -85,25 +87,26 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, dropout
         with pytest.raises(UserError, match="its weights do not fit"):
             checkpoints.restore_classifier(Classifier(other), path)
         with pytest.raises(UserError, match="its weights do not fit"):
-            training_checkpoint(tmp_path, other)[2].restore_latest()
+            training_checkpoint(tmp_path, other)[2].restore()
     with pytest.raises(UserError, match="--optimizer: .* was made with Adam, not with Ftrl"):
-        training_checkpoint(tmp_path, SPEC, keras.optimizers.Ftrl)[2].restore_latest()
+        training_checkpoint(tmp_path, SPEC, keras.optimizers.Ftrl)[2].restore()
 
 
 def test_no_model_no_checkpoint_damaged_flags(tmp_path):
     train_dir = str(tmp_path)
     with pytest.raises(UserError, match="holds no model .* train.py first"):
-        checkpoints.load_spec(train_dir)
+        train_dir_module.load_spec(train_dir)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoints.latest_checkpoint(train_dir)
-    checkpoints.save_spec(train_dir, SPEC)
-    assert checkpoints.load_spec(train_dir, model="LogisticModel", label_loss=None) == SPEC
+        checkpoints.require_checkpoint(train_dir)
+    train_dir_module.save_spec(train_dir, SPEC)
+    assert train_dir_module.load_spec(train_dir) == SPEC
+    train_dir_module.check_expected(train_dir, SPEC, model="LogisticModel", label_loss=None)
     with pytest.raises(UserError, match="--model=MoeModel: the model in .* was trained with model=LogisticModel"):
-        checkpoints.load_spec(train_dir, model="MoeModel")
+        train_dir_module.check_expected(train_dir, SPEC, "MoeModel", None)
     path = tmp_path / "model_flags.json"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match="model_flags.json: damaged, not JSON"):
-        checkpoints.load_spec(train_dir)
+        train_dir_module.load_spec(train_dir)
     whole = dataclasses.asdict(SPEC)
     for content, said in (
         ({"model": "LogisticModel"}, "must have exactly the keys"),
@@ -113,7 +116,7 @@ def test_no_model_no_checkpoint_damaged_flags(tmp_path):
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=said):
-            checkpoints.load_spec(train_dir)
+            train_dir_module.load_spec(train_dir)
 
 
 def test_the_newest_checkpoint_is_found_without_the_text_file(tmp_path):
@@ -123,8 +126,8 @@ def test_the_newest_checkpoint_is_found_without_the_text_file(tmp_path):
         checkpoint.save()
     for damage in ("garbage", None):
         (tmp_path / "checkpoint").write_text(damage) if damage else (tmp_path / "checkpoint").unlink()
-        assert checkpoints.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
-        assert training_checkpoint(tmp_path, SPEC)[2].restore_latest() == str(tmp_path / "model.ckpt-10")
+        assert checkpoints.require_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+        assert training_checkpoint(tmp_path, SPEC)[2].restore() == str(tmp_path / "model.ckpt-10")
 
 
 def damage_file(path, how):
@@ -153,7 +156,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, caplog, suffix, h
     before = sorted(tmp_path.iterdir())
 
     restored_classifier, _, restored = training_checkpoint(tmp_path, SPEC, seed=1)
-    assert restored.restore_latest() == str(tmp_path / "model.ckpt-1")
+    assert restored.restore() == str(tmp_path / "model.ckpt-1")
     assert int(restored.progress.step) == 1
     for_prediction = Classifier(SPEC, seed=2)
     assert checkpoints.restore_newest(for_prediction, str(tmp_path)) == str(tmp_path / "model.ckpt-1")
@@ -166,7 +169,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, caplog, suffix, h
     # Done again, it takes the place of the damaged one.
     restored.progress.step.assign(2)
     restored.save()
-    assert training_checkpoint(tmp_path, SPEC)[2].restore_latest() == str(tmp_path / "model.ckpt-2")
+    assert training_checkpoint(tmp_path, SPEC)[2].restore() == str(tmp_path / "model.ckpt-2")
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_deleted(tmp_path):
@@ -176,7 +179,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_deleted(tmp_path):
         checkpoint.save()
         damage_file(tmp_path / f"model.ckpt-{step}.data-00000-of-00001", "short")
     before = sorted(tmp_path.iterdir())
-    for restore in (checkpoint.restore_latest, lambda: checkpoints.restore_newest(classifier, str(tmp_path))):
+    for restore in (checkpoint.restore, lambda: checkpoints.restore_newest(classifier, str(tmp_path))):
         with pytest.raises(UserError, match=r"none of its checkpoints can be read \(model.ckpt-2, model.ckpt-1\)"):
             restore()
     assert sorted(tmp_path.iterdir()) == before
@@ -203,7 +206,7 @@ def test_a_checkpoint_with_other_random_layers_is_refused(tmp_path, monkeypatch,
 
     monkeypatch.setattr(cvd_models, "DropoutModel", WithoutDropout)
     with pytest.raises(UserError, match="was made with 1 random layers, .* DropoutModel now has 0"):
-        training_checkpoint(tmp_path, dropout_spec)[2].restore_latest()
+        training_checkpoint(tmp_path, dropout_spec)[2].restore()
 
 
 def test_the_best_model_takes_the_place_of_the_one_before(tmp_path):
@@ -217,17 +220,17 @@ def test_the_best_model_takes_the_place_of_the_one_before(tmp_path):
         "model.ckpt-8.index",
         "model_flags.json",
     ]
-    other = Classifier(checkpoints.load_spec(str(best)), seed=1)
+    other = Classifier(train_dir_module.load_spec(str(best)), seed=1)
     checkpoints.restore_newest(other, str(best))
     np.testing.assert_array_equal(other.model.weights[0], classifier.model.weights[0])
 
 
 def test_two_cannot_train_in_one_folder(tmp_path):
-    lock = checkpoints.lock(str(tmp_path))
+    lock = train_dir_module.lock(str(tmp_path))
     with pytest.raises(UserError, match="another train.py is training there"):
-        checkpoints.lock(str(tmp_path))
+        train_dir_module.lock(str(tmp_path))
     os.close(lock)
-    os.close(checkpoints.lock(str(tmp_path)))
+    os.close(train_dir_module.lock(str(tmp_path)))
 
 
 def test_what_a_killed_run_left_half_written_is_deleted(tmp_path):
@@ -236,7 +239,7 @@ def test_what_a_killed_run_left_half_written_is_deleted(tmp_path):
     for name in [*whole, *half, "model.ckpt-20.77.tmp_temp/part-0", "export/step_20.77.tmp/saved_model.pb"]:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
-    checkpoints.delete_half_written(str(tmp_path))
+    train_dir_module.delete_leftovers(str(tmp_path))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(whole)
     assert not list(tmp_path.glob("export/*"))
 
@@ -251,7 +254,7 @@ def test_start_new_model_refuses_what_is_no_folder_for_a_model(tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(model))
     train_dir = {"link": f"{tmp_path}/link/", "home": f"{model}/", "root": "/"}[what]
     with pytest.raises(UserError, match=f"--start_new_model: --train_dir={train_dir} is .*; nothing was deleted"):
-        checkpoints.delete_training(train_dir)
+        train_dir_module.delete_model(train_dir)
     assert (model / "run.json").exists()
 
 
@@ -262,25 +265,25 @@ def test_start_new_model_does_not_follow_links_in_the_folder(tmp_path):
     (tmp_path / "model" / "export").mkdir(parents=True)
     (tmp_path / "model" / "export" / "step_3").symlink_to(elsewhere)
     with pytest.raises(UserError, match="holds files that the kit did not write, such as export/step_3"):
-        checkpoints.delete_training(str(tmp_path / "model"))
+        train_dir_module.delete_model(str(tmp_path / "model"))
     assert (elsewhere / "saved_model.pb").exists()
 
 
 def test_only_what_the_kit_wrote_is_deleted(tmp_path):
     _, _, checkpoint = training_checkpoint(tmp_path, SPEC)
     checkpoint.save()
-    checkpoints.save_spec(str(tmp_path), SPEC)
+    train_dir_module.save_spec(str(tmp_path), SPEC)
     (tmp_path / "export" / "step_3" / "variables").mkdir(parents=True)
     thesis = tmp_path / "thesis.doc"
     thesis.write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="such as thesis.doc; nothing was deleted"):
-        checkpoints.delete_training(str(tmp_path))
+        train_dir_module.delete_model(str(tmp_path))
     thesis.rename(tmp_path / "export" / "thesis.doc")
     with pytest.raises(UserError, match="such as export/thesis.doc"):
-        checkpoints.delete_training(str(tmp_path))
+        train_dir_module.delete_model(str(tmp_path))
     (tmp_path / "export" / "thesis.doc").rename(thesis)
     assert sorted(tmp_path.rglob("*")) == before
     thesis.unlink()
-    checkpoints.delete_training(str(tmp_path))
+    train_dir_module.delete_model(str(tmp_path))
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "export"]

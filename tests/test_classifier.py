@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import cvd_models, losses, models
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
 

@@ -312,5 +312,5 @@ def test_the_next_command_can_be_pasted(convert, tmp_path, monkeypatch, caplog, 
 @pytest.mark.parametrize(("given", "missing"), [("output_dir", "images"), ("images", "output_dir")])
 def test_empty_flags_are_errors(fails_in_one_line, tmp_path, given, missing):
     message = fails_in_one_line("convert_images_to_tfrecords", f"--{given}={tmp_path}")
-    assert f"flag --{missing}=: must not be empty; name a folder" in message
+    assert f"--{missing}=: must not be empty; name a folder" in message
     assert f"such as --{missing}=" in message

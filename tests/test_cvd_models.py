@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import cvd_models, models
+from cats_vs_dogs.classifier import seeded
 
 # The number of parameters of every model in cvd_models.py, for images of 32x32 pixels.
 NUM_PARAMETERS = {
@@ -25,7 +26,8 @@ PARAMS = {"PretrainedModel": {"backbone": "MobileNet", "weights": None}}
 
 def build(name, image_size=32, output_layer="probability", **params):
     params = PARAMS.get(name, {}) | params
-    return models.build_model(getattr(cvd_models, name)(), image_size, 2, output_layer, params)
+    with seeded(1):
+        return models.build_model(getattr(cvd_models, name)(), image_size, 2, output_layer, params)
 
 
 def test_no_model_is_forgotten_here():

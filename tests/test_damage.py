@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from cats_vs_dogs import bad_examples, checkpoints, readers, tfrecords, utils
 from cats_vs_dogs import convert_prediction_from_json_to_csv as converter
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 
 MORE = int(os.environ.get("MORE_DAMAGE", "1"))  # times as many examples
 
@@ -100,7 +101,7 @@ def read(pattern, reader, flag):
     """Returns what shards give, as (id, (image, label)); None if that is an error of one line."""
     try:
         shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, flag)
-        with bad_examples.named_errors(reader, shards):
+        with bad_examples.explain_read_errors(reader, shards):
             batches = [
                 [column.numpy().tolist() for column in batch] for batch in readers.make_dataset(reader, shards, 3)
             ]
@@ -186,7 +187,7 @@ def training(tmp_path_factory):
     classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area"))
     optimizer = keras.optimizers.Adam()
     optimizer.build(classifier.model.trainable_variables)
-    checkpoint = checkpoints.TrainingCheckpoint(str(folder), classifier, optimizer, keep=5)
+    checkpoint = checkpoints.TrainState(str(folder), classifier, optimizer, keep=5)
     variables = [*classifier.model.weights, *optimizer.variables, checkpoint.progress.step]
     saved = []
     for step in (1, 2):
@@ -215,7 +216,7 @@ def test_checkpoints(training, suffix, damage):
             return None
         return [variable.numpy().tolist() for variable in variables]
 
-    assert restored(checkpoint.restore_latest) in (newer, older)  # Never neither: the older one is whole.
+    assert restored(checkpoint.restore) in (newer, older)  # Never neither: the older one is whole.
     num_weights = len(classifier.model.weights)
     weights = restored(lambda: checkpoints.restore_classifier(classifier, str(folder / "model.ckpt-2")))
     assert weights is None or weights[:num_weights] == newer[:num_weights]

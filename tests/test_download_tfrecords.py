@@ -464,13 +464,13 @@ def test_as_a_user_runs_it(gcs, run_script, fails_in_one_line, tmp_path):
     gcs.fault = lambda number, path, offset: 403
     assert "closed to you (403)" in fails_in_one_line(*flags)
     for wrong, message in (
-        ("--source=", "flag --source=: must be gs://, the name of a bucket, and a pattern"),
-        ("--source=shards/*", "flag --source=shards/*: must be gs://"),
+        ("--source=", "--source=: must be gs://, the name of a bucket, and a pattern"),
+        ("--source=shards/*", "--source=shards/*: must be gs://"),
         (
             "--destination=",
-            "flag --destination=: must be a folder on this machine, such as --destination=/tmp/cvd_data",
+            "--destination=: must be a folder on this machine, such as --destination=/tmp/cvd_data",
         ),
-        ("--destination=gs://cvd/copy", "flag --destination=gs://cvd/copy: must be a folder on this machine"),
+        ("--destination=gs://cvd/copy", "--destination=gs://cvd/copy: must be a folder on this machine"),
     ):
         assert message in fails_in_one_line(*flags, wrong)
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, forked_python, jpeg, values_of, write_shards
+from conftest import DATA, REPOSITORY, forked_python, jpeg, values_of, write_shards
 
 SCRIPTS = ("train", "eval", "inference", "export_model")
 
@@ -326,12 +326,15 @@ BAD_TRAINING = {
     "no number": (["--batch_size=many"], "--batch_size=many"),
     "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
-    "shrinks": (["--first_image_size=64"], "--first_image_size=64: pictures grow to --image_size=32; give a smaller"),
+    "shrinks": (
+        ["--first_image_size=64"],
+        "first_image_size=64, image_size=32: pictures grow to image_size; give a smaller",
+    ),
     "grows": (["--first_image_size=16"], "--first_image_size: LogisticModel cannot be built for pictures that grow"),
     "too small at first": (
         ["--model=PretrainedModel", '--model_params={{"backbone": "InceptionV3", "weights": null}}', "--image_size=96"]
         + ["--first_image_size=64"],
-        "--first_image_size=64: pictures of that size do not do: --image_size=64: InceptionV3 takes pictures of at",
+        "--first_image_size=64: the model does not take that size: --image_size=64: InceptionV3 takes pictures of at",
     ),
     "loss parameter out of range": (
         ['--loss_params={{"label_smoothing": 1.5}}'],
@@ -356,7 +359,10 @@ BAD_TRAINING = {
         ["--train_dir={trained}", "--start_new_model", "--train_data_pattern={shards}/test-*"],
         "test shards cannot be used here",
     ),
-    "other model": (["--train_dir={trained}", "--model=MoeModel"], "has model=LogisticModel; give the same to go on"),
+    "other model": (
+        ["--train_dir={trained}", "--model=MoeModel"],
+        "has model=LogisticModel; pass the same to resume it",
+    ),
 }
 
 
@@ -404,7 +410,7 @@ def test_an_export_replaces_nothing_but_an_export(fails_in_one_line, run_script,
     (tmp_path / "thesis.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "thesis.txt"):
         line = fails_in_one_line("export_model", f"--train_dir={trained}", f"--export_dir={path}")
-        assert f"{path}: is there already and no SavedModel" in line
+        assert f"{path}: exists and is not a SavedModel" in line
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     for _ in range(2):
         run_script("export_model", f"--train_dir={trained}", f"--export_dir={tmp_path}/saved")
@@ -415,14 +421,14 @@ def test_going_on_with_other_data_is_said(run_script, shards, trained, tmp_path)
     shutil.copytree(trained, train_dir)
     other = write_shards(tmp_path / "other", num_examples=40)
     said = run_script("train", f"--train_data_pattern={other}", f"--train_dir={train_dir}", "--seed=3").stderr
-    changes = "other shards, batch_size=16 (now 512), seed=0 (now 3); it goes on from its step"
+    changes = "other shards, batch_size=16 (now 512), seed=0 (now 3); it resumes from its step"
     assert f"WARNING: the model in {train_dir} was trained with {changes}" in said
     assert f"inference.py --train_dir={train_dir} --input_data_pattern='...'" in said
 
 
 def test_help_is_no_error(run_script):
     said = run_script("convert_prediction_from_json_to_csv", "--help").stdout
-    assert "--csv_output_file" in said and "Turns the JSON lines" in said
+    assert "--csv_output_file" in said and "Converts the JSON lines" in said
 
 
 def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tmp_path):
@@ -436,5 +442,56 @@ def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "shards"]
     (tmp_path / "x.jpg").write_bytes(jpeg()[:200])
     line = fails_in_one_line("inference", flags[0], f"--input_data_pattern={tmp_path}/*.jpg", flags[2])
-    assert "x.jpg: its picture cannot be decoded; mend or remove it, or pass --bad_examples=skip" in line
+    assert "x.jpg: its picture cannot be decoded; fix or remove it, or pass --bad_examples=skip" in line
     assert output.read_text() == "older\n"
+
+
+def test_a_train_dir_of_version_2_0_resumes(run_script, tmp_path):
+    folder, old = tmp_path / "model", DATA / "train_dir_of_2_0"
+    shutil.copytree(old, folder)
+    write_shards(tmp_path, "train", num_examples=24)
+    write_shards(tmp_path, "validation", num_examples=9, num_shards=1)
+    flags = [f"--train_data_pattern={tmp_path}/train-*", f"--eval_data_pattern={tmp_path}/validation-*"]
+    flags += [f"--train_dir={folder}", "--image_size=8", "--batch_size=8", "--num_epochs=5", "--augment=flip"]
+    said = run_script("train", *flags, '--optimizer_params={"beta_1": 0.8}').stderr
+    assert f"Going on from {folder}/model.ckpt-9." in said
+    changes = re.findall("was trained with (.*); it resumes", said)
+    assert not any("tensorflow=" not in change and "keras=" not in change for change in changes), changes
+    assert (folder / "model.ckpt-15.index").exists()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [3, 6, 9, 12, 15]
+    for path in old.glob("eval/events*"):  # It may be eval.py's: nobody can tell.
+        assert path.read_bytes() == (folder / "eval" / path.name).read_bytes()
+
+
+def test_a_path_is_not_a_pattern(run_script, shards, tmp_path):
+    train_dir = tmp_path / "model [1] *?{a}"
+    train(run_script, shards, train_dir, "--max_steps=3")
+    said = train(run_script, shards, train_dir, "--max_steps=6", "--keep_checkpoints=1").stderr
+    assert f"Going on from {train_dir}/model.ckpt-3." in said
+    assert [path.name for path in train_dir.iterdir() if path.suffix == ".index"] == ["model.ckpt-6.index"]
+    run_script("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={shards}/validation-*", "--run_once")
+    run_script("inference", f"--train_dir={train_dir}", f"--input_data_pattern={shards}/test-*")
+    assert (train_dir / "eval" / "metrics-6.json").exists() and (train_dir / "predictions.csv").exists()
+    train(run_script, shards, train_dir, "--max_steps=1", "--start_new_model")
+    assert [path.name for path in train_dir.iterdir() if path.suffix == ".index"] == ["model.ckpt-1.index"]
+
+
+def test_evaluation_while_training_leaves_the_history_of_eval(run_script, shards, tmp_path):
+    train(run_script, shards, tmp_path, "--max_steps=3")
+    pattern = f"--eval_data_pattern={shards}/validation-*"
+    run_script("eval", f"--train_dir={tmp_path}", pattern, "--run_once")
+    history = {path: path.read_bytes() for path in (tmp_path / "eval").glob("*") if "metrics-" not in path.name}
+    assert len(history) == 2  # An event file and metrics.jsonl.
+    for max_steps in (5, 6):
+        train(run_script, shards, tmp_path, f"--max_steps={max_steps}", pattern)
+    assert {path: path.read_bytes() for path in history} == history
+
+
+def test_no_startup_lines_of_tensorflow(run_script, shards, tmp_path):
+    script = str(REPOSITORY / "cats_vs_dogs" / "train.py")
+    flags = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}", "--max_steps=1"]
+    said = run_script("", *flags, command=[sys.executable, script]).stderr
+    for line in ("oneDNN", "cuInit", "cuda drivers", "cudart", "InitializeLog", "cpu_feature_guard"):
+        assert line not in said
+    assert said.startswith("Tensorflow version: ")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import write_shards
 
-from cats_vs_dogs import checkpoints, eval_util
+from cats_vs_dogs import checkpoints, eval_util, evaluation
 from cats_vs_dogs import eval as eval_script
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
 
@@ -23,7 +24,7 @@ def evaluated(ids, labels, probabilities):
 
 def test_the_report():
     metrics = evaluated(["a.jpg", "b.jpg", "고양이.jpg", "d.jpg"], [0, 1, 0, 1], [0.25, 0.75, 0.875, 0.375])
-    assert eval_script.report_lines(metrics.get(), metrics.mistakes()) == [
+    assert evaluation.table(metrics.get(), metrics.mistakes()) == [
         "accuracy                    0.5000",
         "log loss                    0.9089",
         "ROC AUC                     0.5000",
@@ -42,9 +43,9 @@ def test_the_report():
 
 def test_a_report_without_mistakes_and_with_more_than_are_shown():
     metrics = evaluated(["a.jpg"], [1], [0.75])
-    assert not any("mistake" in line for line in eval_script.report_lines(metrics.get(), metrics.mistakes()))
+    assert not any("mistake" in line for line in evaluation.table(metrics.get(), metrics.mistakes()))
     metrics = evaluated([f"{i}.jpg" for i in range(12)], [0] * 12, np.linspace(0.6, 0.9, 12))
-    lines = eval_script.report_lines(metrics.get(), metrics.mistakes())
+    lines = evaluation.table(metrics.get(), metrics.mistakes())
     assert "The worst of 12 mistakes:" in lines
     assert [line.split()[0] for line in lines[-10:]] == [f"{i}.jpg" for i in range(11, 1, -1)]
 

@@ -6,8 +6,9 @@ import tensorflow as tf
 from conftest import DATA, jpeg
 from tensorflow.core.protobuf import saved_model_pb2
 
-from cats_vs_dogs import export_model, tfrecords
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs import export_model, readers, tfrecords
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 
 RECORDS = tf.constant([tfrecords.make_example(jpeg(40 + 30 * i, 60, seed=i), f"{i}.jpg", None) for i in range(5)])
 
@@ -25,7 +26,7 @@ def test_export(tmp_path, resize_method, label_loss):
     assert list(outputs["image_id"].numpy()) == [f"{i}.jpg".encode() for i in range(5)]
     np.testing.assert_array_equal(outputs["class_indexes"], [[0, 1]] * 5)
     np.testing.assert_allclose(tf.reduce_sum(outputs["predictions"], axis=1), np.ones(5), atol=1e-6)
-    reader = export_model.readers.CatsVsDogsTestFeatureReader(2, 16, resize_method)
+    reader = readers.CatsVsDogsTestFeatureReader(2, 16, resize_method)
     dog = classifier.probability(reader.decode_serialized_examples(RECORDS)[1])
     np.testing.assert_allclose(outputs["predictions"][:, 1:], dog, atol=2e-6, rtol=0)
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import jpeg, write_shards
 
 from cats_vs_dogs import checkpoints, inference, tfrecords
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
 JPEG = jpeg()
@@ -57,14 +58,14 @@ def test_ambiguous_ids(infer, tmp_path, caplog):
     with pytest.raises(UserError) as error:
         infer("in/*")
     assert str(error.value) == (
-        f"{second}: record 1: it has no id (image/filename is missing or empty); mend or remove it, or pass "
+        f"{second}: record 1: it has no id (image/filename is missing or empty); fix or remove it, or pass "
         "--bad_examples=skip"
     )
     tfrecords.write_shard(str(second), [tfrecords.make_example(JPEG, one, None) for one in ("e", "f", "b")])
     with pytest.raises(UserError) as error:
         infer("in/*")
     assert str(error.value) == (
-        f"{second}: record 2 (b): its id came before, in {first}: record 1; mend or remove it, or pass "
+        f"{second}: record 2 (b): its id came before, in {first}: record 1; fix or remove it, or pass "
         "--bad_examples=skip"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
@@ -98,7 +99,7 @@ def test_pictures(infer, tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     for name, encoded in (("1", b""), ("2", JPEG), ("3", JPEG[:99]), ("4", JPEG), ("5", b"text"), ("6", JPEG)):
         (tmp_path / f"{name}.jpg").write_bytes(encoded)
-    with pytest.raises(UserError, match=f"^{tmp_path}/1.jpg: its picture cannot be decoded; mend or remove it"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/1.jpg: its picture cannot be decoded; fix or remove it"):
         infer("*.jpg")
     rows, listed = infer("*.jpg", "skip")
     assert [row[0] for row in rows] == ["2.jpg", "4.jpg", "6.jpg"]

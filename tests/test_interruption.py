@@ -78,7 +78,7 @@ def assert_same_result(train_dir, reference):
 
 # (event, n): the process is killed at its n-th event of this kind; all kills happen in one train_dir.
 KILLS = {
-    # Saves at every step that is logged (every third) or exported (every seventh), and at the first step of a process.
+    # Saves at every step.
     "often": [("save", 1), ("rename", 3), ("export", 1), ("save", 3), ("save", 5)],
     # Evaluates, and therefore saves, only at the end of an epoch (every fourth step); exports every eighth step.
     "each epoch": [("save", 1), ("rename", 2), ("export", 1), ("save", 1), ("save", 3)],
@@ -109,7 +109,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
         said = train(run_script, shards, tmp_path / "killed", *flags, f"--cache={cache}", **how)
         resumed_at += re.findall(r"Going on from .*model.ckpt-(\d+)", said)
         assert "WARNING: " not in said.replace("WARNING: All log messages", "")
-    assert resumed_at == {"often": ["3", "7", "9", "15"], "each epoch": ["4", "8", "8", "16"]}[kills]
+    assert resumed_at == {"often": ["2", "7", "9", "13"], "each epoch": ["4", "8", "8", "16"]}[kills]
     assert_same_result(tmp_path / "killed", tmp_path / "whole")
     steps = [(row["kind"], row["step"]) for row in rows_of(tmp_path / "whole")]
     assert [step for kind, step in steps if kind == "training"] == [3, 6, 9, 12, 15, 18, 20]

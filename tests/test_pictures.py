@@ -13,7 +13,7 @@ from conftest import jpeg
 from photo_files import JPEG, encode, picture
 from PIL import Image
 
-from cats_vs_dogs import pictures, readers
+from cats_vs_dogs import decoding, pictures
 
 
 def decode(data):
@@ -106,8 +106,8 @@ def test_a_jpeg_that_only_pillow_can_decode_is_reencoded(monkeypatch):
     assert data != JPEG and note == "JPEG, mode RGB"
 
 
-def test_readers_have_the_same_limit():
-    assert readers.MAX_PIXELS is pictures.MAX_PIXELS
+def test_decoding_has_the_same_limit():
+    assert decoding.MAX_PIXELS is pictures.MAX_PIXELS
 
 
 def test_importing_the_module_does_not_import_tensorflow():

@@ -2,6 +2,8 @@
 
 import collections
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 from conftest import DATA, jpeg, write_shards
 from PIL import Image
 
-from cats_vs_dogs import readers, tfrecords
+from cats_vs_dogs import decoding, readers, tfrecords
 
 
 def golden_records():
@@ -39,7 +41,7 @@ def test_area_averages_what_a_pixel_covers():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    image = readers.decode_and_resize(tf.constant(buffer.getvalue()), 2, "area").numpy()
+    image = decoding.decode_and_resize(tf.constant(buffer.getvalue()), 2, "area").numpy()
     expected = pixels.reshape(2, 2, 2, 3, 3).astype(np.float64).mean(axis=(1, 3))
     np.testing.assert_allclose(image, expected, atol=0.51)
     assert image.dtype == np.uint8
@@ -51,7 +53,7 @@ def test_scaled_decoding_gives_nearly_the_average_of_the_full_picture(height, wi
     buffer = io.BytesIO()
     Image.fromarray(np.stack([smooth] * 3, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=95)
     encoded = tf.constant(buffer.getvalue())
-    image = readers.decode_and_resize(encoded, 32, "area").numpy().astype(float)
+    image = decoding.decode_and_resize(encoded, 32, "area").numpy().astype(float)
     full = tf.image.resize(tf.io.decode_jpeg(encoded, channels=3), [32, 32], method="area").numpy()
     assert image.shape == (32, 32, 3)
     # Smooth pictures leave rounding, and at edges the blocks of 8 that a side of 375 or 500 does not fill.
@@ -107,7 +109,7 @@ def pictures_of(files):
 def training_ids(shards, **kwargs):
     arguments = {"batch_size": 8, "seed": 5, "num_epochs": 3, "num_readers": 2, **kwargs}
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    return ids_of(readers.make_training_dataset(reader, shards, **arguments))
+    return ids_of(readers.make_training_dataset(reader, shards, readers.Order(**arguments)))
 
 
 def test_training_sees_every_example_once_an_epoch_in_an_order_of_seed_and_epoch(tmp_path):
@@ -147,9 +149,9 @@ def test_decoded_examples_come_in_the_same_order(tmp_path, start_step):
     assert sum(column.shape.num_elements() * column.dtype.size for column in decoded[1:]) == readers.decoded_bytes(
         reader, shards
     )
-    arguments = {"batch_size": 8, "seed": 5, "num_epochs": 3, "num_readers": 2, "start_step": start_step}
-    streamed = list(readers.make_training_dataset(reader, shards, **arguments))
-    from_memory = list(readers.make_training_dataset(reader, shards, **arguments, decoded=decoded))
+    order = readers.Order(batch_size=8, seed=5, num_epochs=3, num_readers=2, start_step=start_step)
+    streamed = list(readers.make_training_dataset(reader, shards, order))
+    from_memory = list(readers.make_training_dataset(reader, shards, order, decoded))
     assert len(streamed) == len(from_memory) == 9 - start_step
     for one, other in zip(streamed, from_memory, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -161,16 +163,16 @@ def test_batches_are_split_over_replicas(tmp_path, num_workers, per_worker):
     shards = shards_of(write_shards(tmp_path, num_examples=17, num_shards=2))
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
     decoded = readers.decode_all(reader, shards)
-    arguments = {"batch_size": 8, "seed": 5, "num_epochs": 2, "start_step": 1}
-    whole = list(readers.make_training_dataset(reader, shards, **arguments))
+    order = readers.Order(batch_size=8, seed=5, num_epochs=2, start_step=1)
+    whole = list(readers.make_training_dataset(reader, shards, order))
     assert [len(batch[0]) for batch in whole] == [8, 1, 8, 8, 1]
     assert [float(batch[-1]) for batch in whole] == [1.0] * 5
     for source in (None, decoded):
         parts = [[] for _ in whole]
         for worker in range(num_workers):
             replicas = range(worker * per_worker, (worker + 1) * per_worker)
-            arguments |= {"num_replicas": num_workers * per_worker, "replicas": replicas, "decoded": source}
-            of_worker = list(readers.make_training_dataset(reader, shards, **arguments))
+            num_replicas = num_workers * per_worker
+            of_worker = list(readers.make_training_dataset(reader, shards, order, source, num_replicas, replicas))
             assert len(of_worker) == len(whole) * per_worker
             for i, part in enumerate(of_worker):
                 parts[i // per_worker].append(part)
@@ -179,10 +181,51 @@ def test_batches_are_split_over_replicas(tmp_path, num_workers, per_worker):
             for column in range(3):
                 joined = np.concatenate([part[column] for part in counted])
                 np.testing.assert_array_equal(joined, batch[column])
-            shares = [len(part[0]) / len(batch[0]) for part in counted]
-            np.testing.assert_allclose([float(part[-1]) for part in counted], shares, rtol=1e-6)
-            # A replica without an example has one all the same, since no layer can do without.
+            weights = [len(part[0]) / len(batch[0]) for part in counted]
+            np.testing.assert_allclose([float(part[-1]) for part in counted], weights, rtol=1e-6)
+            # A replica without an example of its own gets another one's, since no layer accepts an empty batch.
             assert all(len(part[0]) == 1 for part in of_batch if float(part[-1]) == 0)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_images_are_changed_by_step_and_row(tmp_path, num_replicas):
+    shards = shards_of(write_shards(tmp_path, num_examples=5, num_shards=1))
+    reader = readers.CatsVsDogsFeatureReader(image_size=4)
+
+    def change(images, step, rows):
+        assert (images.dtype, step.dtype, rows.dtype) == (tf.uint8, tf.int64, tf.int64)
+        return tf.stack([tf.fill([len(rows)], step), rows], axis=1)
+
+    order = readers.Order(batch_size=4, seed=5, num_epochs=2, start_step=1)
+    parts = readers.make_training_dataset(reader, shards, order, None, num_replicas, range(num_replicas), change)
+    changed = [part[1].numpy().tolist() for part in parts if float(part[-1]) > 0]
+    assert sum(changed, []) == [[1, 0], [2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
+
+
+def test_decoded_images_are_in_memory_once(tmp_path):
+    shards = shards_of(write_shards(tmp_path, num_examples=2000, num_shards=1))
+    code = f"""if True:
+        import resource
+        import tensorflow as tf
+        from cats_vs_dogs import readers
+
+        def peak():
+            return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        reader = readers.CatsVsDogsFeatureReader(image_size=128)
+        shards = readers.Shards({shards.records})
+        for _ in zip(range(9), readers.make_dataset(reader, shards, 64)):  # The memory of a pass without a copy.
+            pass
+        before = peak()
+        decoded = readers.decode_all(reader, shards)
+        order = readers.Order(4, seed=0, num_epochs=1)
+        batches = iter(readers.scale_batches(readers.make_training_dataset(reader, shards, order, decoded)))
+        next(batches)
+        print((peak() - before) / readers.decoded_bytes(reader, shards))
+        assert all("CPU" in column.device for column in decoded)
+    """
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(output) < 1.4
 
 
 def test_a_subclass_with_its_own_preparation_is_used(tmp_path):

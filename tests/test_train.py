@@ -1,18 +1,25 @@
 """The training step against the 2017 graph, its loop, and what train_dir may hold."""
 
 import json
+import os
+import random
 import signal
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import make_config, values_of, write_shards
 
-from cats_vs_dogs import checkpoints, distribution, optimizers, train
+from cats_vs_dogs import distribution, optimizers, readers, train, train_dir
 from cats_vs_dogs import trainer as trainer_module
-from cats_vs_dogs.classifier import Classifier, ModelSpec
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.interruption import StopRequest
+from cats_vs_dogs.plan import Plan
 from cats_vs_dogs.trainer import StepOutputs, Trainer
+from cats_vs_dogs.training_log import TrainingLog
 from cats_vs_dogs.utils import UserError
 
 
@@ -29,10 +36,9 @@ def spec(**changes):
 
 
 def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False):
-    optimizer = optimizers.make_optimizer(
-        "AdamOptimizer", learning_rate, classifier.model.trainable_variables, clip_gradient_norm
-    )
-    return Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, jit_compile)
+    optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate, classifier.model.trainable_variables)
+    config = make_config(clip_gradient_norm=clip_gradient_norm).optimizer
+    return Trainer(classifier, optimizer, tf.distribute.get_strategy(), config, jit_compile)
 
 
 def run_steps(trainer, batches, num_steps):
@@ -75,9 +81,10 @@ def test_gradients_are_clipped_variable_by_variable():
         classifier = Classifier(spec())
         before = [weight.numpy() for weight in classifier.model.weights]
         optimizer = optimizers.make_optimizer(
-            "SGD", optimizers.LearningRate(1.0, 16, "constant"), classifier.model.trainable_variables, norm
+            "SGD", optimizers.LearningRate(1.0, 16, "constant"), classifier.model.trainable_variables
         )
-        trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 0.0, False)
+        config = make_config(clip_gradient_norm=norm, regularization_penalty=0.0).optimizer
+        trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), config)
         trainer.run_steps(random_batches(1), 1)
         changes[norm] = [w.numpy() - b for w, b in zip(classifier.model.weights, before, strict=True)]
     for free, clipped in zip(changes[0.0], changes[1e-3], strict=True):
@@ -90,7 +97,7 @@ def test_the_norm_of_each_gradient(jit_compile):
     classifier = Classifier(spec())
     (images, labels, _), *_ = random_batches(1)
     with tf.GradientTape() as tape:
-        outputs = classifier.model(train.readers.scale_images(images), labels, training=True)
+        outputs = classifier.model(readers.scale_images(images), labels, training=True)
         loss = classifier.label_loss(outputs, labels)
     kernel, bias = (np.linalg.norm(g) for g in tape.gradient(loss, [w.value for w in classifier.model.weights]))
     trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 16), jit_compile=jit_compile)
@@ -104,7 +111,7 @@ def test_a_gradient_that_is_not_finite_is_named():
     norms = {"first/kernel": float("inf"), "last/kernel": 1.0}
     outputs = trainer_module.StepOutputs(1, False, 1.0, float("inf"), norms, 0.5, 0.0, [], [], [])
     with pytest.raises(UserError, match=r"\(not finite for first/kernel\), the learning rate"):
-        train.check_finite(8, outputs, lambda step: 0.25)
+        train.check_finite(8, outputs, 0.25)
 
 
 def test_xla_gives_the_same():
@@ -126,13 +133,13 @@ def test_same_seed_same_weights():
 
 def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
-    plan = train.Plan(num_examples=1000, batch_size=100, num_epochs=90, max_steps=None)
-    report = train.Report(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan, None)
+    plan = Plan(1000, 100, make_config(num_epochs=90).periods)
+    log = TrainingLog(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan, None)
     columns = [tf.constant([[0.75], [0.375]])], [tf.constant([[1], [1]])]
     outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 0.84, 0.01, [], *columns)
-    report.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
+    log.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
     # The clock did not tick; of two steps each takes as long as lately.
-    report.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
+    log.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
     first, second = caplog.messages
     assert first == (
         "training step 20 | Loss: 0.84 Examples/sec: 100.00 | Hit@1: 0.50 PERR: 0.50 GAP: 0.83 | "
@@ -157,28 +164,44 @@ def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     }
 
 
-def test_nothing_due_is_passed():
-    periods = train.Periods(log=10, evaluate=0, save=0, export=25)
+def stops(plan):
     step, stops = 0, []
-    while step < 63:
-        step += periods.steps_until_due(step, 63)
+    while step < plan.total_steps:
+        step += plan.steps_until_due(step)
         stops.append(step)
-    assert stops == [10, 20, 25, 30, 40, 50, 60, 63]
-    assert train.Periods(log=10, evaluate=3, save=0, export=0).steps_until_due(7, 8) == 1
+    return stops
 
 
-def test_a_profile_begins_and_ends_at_its_steps():
-    periods = train.Periods(log=10, evaluate=0, save=0, export=0, profile=(3, 12))
-    step, stops = 0, []
-    while step < 20:
-        step += periods.steps_until_due(step, 20)
-        stops.append(step)
-    assert stops == [3, 10, 12, 20]
-    assert train.parse_profile_steps(["3", "12"]) == (3, 12)
-    assert train.parse_profile_steps([]) == ()
-    for wrong in (["3"], ["12", "3"], ["a", "b"], ["-1", "3"], ["1", "2", "3"]):
-        with pytest.raises(UserError, match="--profile_steps=.*: give two steps"):
-            train.parse_profile_steps(wrong)
+def test_no_step_is_missed_after_which_something_is_due():
+    periods = make_config(log_steps=10, export_model_steps=25, num_epochs=1).periods
+    assert stops(Plan(63, 1, periods)) == [10, 20, 25, 30, 40, 50, 60, 63]
+    periods = make_config(log_steps=10, export_model_steps=0, num_epochs=3).periods
+    assert stops(Plan(3, 1, periods, evaluates=True)) == [3, 6, 9]
+
+
+def test_the_steps_of_a_profile_are_not_missed():
+    periods = make_config(log_steps=10, export_model_steps=0, num_epochs=1, profile_steps=(3, 12)).periods
+    assert stops(Plan(20, 1, periods)) == [3, 10, 12, 20]
+
+
+@pytest.mark.parametrize(
+    ("steps", "called"),
+    [
+        ([0, 3, 12, 20], ["start", "stop"]),
+        ([5, 10, 12], ["start", "stop"]),  # Resumed between the two.
+        ([0, 3, 7], ["start", "stop"]),  # Ends between the two.
+        ([12, 20], []),
+    ],
+)
+def test_a_profile_is_written_wherever_a_run_begins_and_ends(monkeypatch, steps, called):
+    calls = []
+    monkeypatch.setattr(tf.profiler.experimental, "start", lambda folder: calls.append("start"))
+    monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: calls.append("stop"))
+    profiler = trainer_module.Profiler("/a", (3, 12))
+    for step in steps:
+        profiler.update(step)
+    profiler.close()
+    assert calls == called
 
 
 def test_the_clock_leaves_the_first_step_out():
@@ -203,17 +226,15 @@ def test_mixed_precision_keeps_weights_predictions_and_loss_in_float32(precision
             "AdamOptimizer",
             optimizers.LearningRate(0.01, 16),
             classifier.model.trainable_variables,
-            1.0,
             scale_loss=name == "mixed_float16",
         )
-        trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False)
+        trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), make_config().optimizer)
         outputs = run_steps(trainer, random_batches(8), 8)
         assert outputs.probabilities[0].dtype == tf.float32
         assert {weight.dtype for weight in classifier.model.weights} == {"float32"}
         trained[name] = outputs.label_loss
     assert trained[precision] == pytest.approx(trained["float32"], rel=0.02)
     assert trained[precision] != trained["float32"]
-    Classifier(spec())  # Leaves the process in float32, as the next test expects it.
 
 
 @pytest.mark.parametrize(
@@ -243,17 +264,18 @@ def test_training_stops_at_the_very_step_that_is_not_finite():
     assert (first.num_steps, first.is_finite) == (1, True)
     assert (rest.num_steps, rest.is_finite) == (7, False)
     assert 0 < rest.largest_gradient_norm < 10
-    train.check_finite(1, first, lambda step: 0.25)
+    train.check_finite(1, first, 0.25)
     with pytest.raises(UserError, match=r"between step 7 and step 8: the loss is .*nan.*the learning rate 0.25; .*"):
-        train.check_finite(8, rest, lambda step: 0.25)
+        train.check_finite(8, rest, 0.25)
 
 
 def test_a_request_to_stop_ends_the_graph_between_two_steps():
     stop = StopRequest()
     classifier = Classifier(spec())
     variables = classifier.model.trainable_variables
-    optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(0.1, 16), variables, 1.0)
-    trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), 1.0, False, stop=stop.requested)
+    optimizer = optimizers.make_optimizer("SGD", optimizers.LearningRate(0.1, 16), variables)
+    config = make_config().optimizer
+    trainer = Trainer(classifier, optimizer, tf.distribute.get_strategy(), config, interrupts=[stop.requested])
     batches = random_batches(30)
     assert run_steps(trainer, batches, 9).num_steps == 8
     stop.request(signal.SIGTERM)
@@ -261,27 +283,31 @@ def test_a_request_to_stop_ends_the_graph_between_two_steps():
     assert int(optimizer.iterations) == 10
 
 
+def check_train_dir(folder, **settings):
+    settings = {"image_size": 8, "train_dir": str(folder), **settings}
+    return train_dir.check(str(folder), make_config(**settings))
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
-    train_dir = str(tmp_path)
-    train.check_train_dir(train_dir, spec(), start_new_model=False)
-    checkpoints.save_spec(train_dir, spec())
-    train.check_train_dir(train_dir, spec(), start_new_model=False)
+    assert not check_train_dir(tmp_path)
+    train_dir.save_spec(str(tmp_path), spec())
+    assert check_train_dir(tmp_path)
     with pytest.raises(UserError, match="--model=MoeModel: the model in .* has model=LogisticModel"):
-        train.check_train_dir(train_dir, spec(model="MoeModel"), start_new_model=False)
+        check_train_dir(tmp_path, model="MoeModel")
     with pytest.raises(UserError, match="--image_size=16: .* has image_size=8"):
-        train.check_train_dir(train_dir, spec(image_size=16), start_new_model=False)
-    train.check_train_dir(train_dir, spec(model="MoeModel"), start_new_model=True)
+        check_train_dir(tmp_path, image_size=16)
+    assert not check_train_dir(tmp_path, model="MoeModel", start_new_model=True)
 
 
 @pytest.mark.parametrize(
-    ("seed", "step", "reason"), [(0, 8, None), (1, 8, "its flags, its shards"), (0, 0, "the chief goes on from step 8")]
+    ("seed", "step", "reason"), [(0, 8, None), (1, 8, "its flags, its shards"), (0, 0, "the chief resumes from step 8")]
 )
 def test_a_worker_that_would_do_something_else_than_the_chief_is_refused(monkeypatch, seed, step, reason):
     def record(seed):
         return {"flags": {"seed": seed, "eval_data_pattern": ""}, "versions": {"tensorflow": "2"}, "shards": {}}
 
     cluster = distribution.Cluster(tf.distribute.get_strategy(), num_workers=2, worker=1)
-    answers = iter([train.run_record.fingerprint(record(0)), 8])
+    answers = iter([train_dir.fingerprint(record(0)), 8])
     monkeypatch.setattr(distribution.Cluster, "broadcast_from_chief", lambda self, number: next(answers))
     if reason is None:
         train.check_same_as_chief(cluster, record(seed), step, "/a")
@@ -292,15 +318,69 @@ def test_a_worker_that_would_do_something_else_than_the_chief_is_refused(monkeyp
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     tf.train.Checkpoint(v=tf.Variable(1.0)).save(str(tmp_path / "model.ckpt"))
-    with pytest.raises(UserError, match="holds checkpoints that are not of this kit"):
-        train.check_train_dir(str(tmp_path), spec(), start_new_model=False)
+    with pytest.raises(UserError, match="holds checkpoints of another program"):
+        check_train_dir(tmp_path)
 
 
 def test_steps_and_examples():
-    plan = train.Plan(num_examples=21, batch_size=8, num_epochs=3, max_steps=None)
+    plan = Plan(21, 8, make_config(num_epochs=3).periods)
     assert (plan.steps_per_epoch, plan.total_steps) == (3, 9)
     assert [plan.epoch_of(step) for step in range(1, 8)] == [1, 1, 1, 2, 2, 2, 3]
     assert [plan.examples_at(step) for step in range(7)] == [0, 8, 16, 21, 29, 37, 42]
     assert str(plan) == "21 examples, 9 steps = 3 epochs of 3 steps."
-    assert train.Plan(21, 8, 3, max_steps=4).total_steps == 4
-    assert train.Plan(5, 8, 3, None).steps_per_epoch == 1
+    plan = Plan(21, 8, make_config(num_epochs=3, max_steps=4).periods)
+    assert (plan.total_steps, plan.last_step_flag) == (4, "--max_steps")
+    assert Plan(5, 8, make_config().periods).steps_per_epoch == 1
+
+
+def test_building_a_classifier_changes_nothing_for_the_process():
+    keras.utils.set_random_seed(7)
+    expected = random.random(), np.random.random(), float(tf.random.uniform([]))
+    keras.utils.set_random_seed(7)
+    for precision in ("mixed_bfloat16", "float32"):
+        Classifier(spec(model="MoeModel"), seed=3, precision=precision)
+    assert keras.config.dtype_policy().name == "float32"
+    assert (random.random(), np.random.random(), float(tf.random.uniform([]))) == expected
+
+
+def test_two_trainings_in_one_process(tmp_path):
+    pattern = write_shards(tmp_path / "shards")
+    cluster = distribution.local_devices()
+    weights = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        settings = make_config(train_data_pattern=pattern, train_dir=str(folder), image_size=8, batch_size=8, seed=4)
+        assert train.train(settings, cluster) is None
+        os.close(train_dir.lock(str(folder)))  # The lock is gone.
+        weights.append(values_of(folder / "model.ckpt-15"))
+    for name in weights[0]:
+        np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
+
+
+def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
+    pattern = write_shards(tmp_path / "shards", num_examples=8, num_shards=1)
+    settings = make_config(
+        train_data_pattern=pattern,
+        train_dir=str(tmp_path / "model"),
+        image_size=8,
+        log_steps=1_000_000,
+        num_epochs=1_000_000,
+        save_checkpoint_secs=0.5,
+    )
+    saved = []
+
+    class Enough(Exception):
+        pass
+
+    original = train.checkpoints.TrainState.save
+
+    def save(state):
+        saved.append(state.step)
+        if len(saved) == 3:
+            raise Enough
+        return original(state)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(train.checkpoints.TrainState, "save", save)
+        train.train(settings, distribution.local_devices())
+    assert 0 < saved[0] < saved[1] < saved[2] < 1_000_000

@@ -87,3 +87,42 @@ def test_whether_an_output_can_be_written_is_tried_without_a_trace(tmp_path):
     for path, reason in ((tmp_path, "is a folder"), (tmp_path / "gone" / "out.csv", "the folder .* does not exist")):
         with pytest.raises(UserError, match=f"^--output_file={path}: {reason}"):
             files.check_output_file(str(path), "output_file")
+
+
+@pytest.mark.parametrize(
+    ("group_files", "expected"),
+    [
+        ({}, 9_216_000),
+        ({"memory.max": "max", "memory.current": "5000"}, 9_216_000),
+        ({"memory.max": "8000", "memory.current": "5000"}, 3_000),
+        ({"memory.max": "8000", "memory.current": "9000"}, 0),
+        (
+            {
+                "memory.max": "8000",
+                "memory.current": "5000",
+                "memory.stat": "anon 7\ninactive_file 900\nactive_file 50\n",
+            },
+            3_950,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "8000",
+                "memory/memory.usage_in_bytes": "5000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 900\ntotal_active_file 50\n",
+            },
+            3_950,
+        ),
+        ({"memory.max": "99000000", "memory.current": "0", "memory.stat": ""}, 9_216_000),
+    ],
+)
+def test_free_memory_counts_cached_files_as_free(tmp_path, group_files, expected):
+    contents = {f"sys/fs/cgroup/{name}": text for name, text in group_files.items()}
+    contents["proc/meminfo"] = "MemTotal: 20000 kB\nMemAvailable:   9000 kB\nHugePages_Total: 0\n"
+    for name, text in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert utils.free_memory(str(tmp_path)) == expected
+
+
+def test_free_memory_where_nothing_says_it(tmp_path):
+    assert utils.free_memory(str(tmp_path)) == 4 * 2**30

@@ -1,4 +1,4 @@
-"""Vertex AI: the job files, the package that jobs install, and the READMEs' cloud commands with the real gcloud."""
+"""Vertex AI: the job files, the package that jobs install, and the cloud commands of docs/ with the real gcloud."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def pools(spec):
     return spec["workerPoolSpecs"]
 
 
-def test_the_job_files_ask_for_the_machines_that_the_readmes_name():
+def test_the_job_files_ask_for_the_machines_that_docs_name():
     gpus = {}
     for name, text in JOB_FILES.items():
         spec = yaml.safe_load(text)

@@ -95,6 +95,18 @@ def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, wh
 
 
 @pytest.mark.slow
+def test_batch_norm_is_synchronized_between_workers(shards, tmp_path):
+    flags = ["--model=ConvNetModel", '--model_params={"dropout": 0, "filters": 4}', "--max_steps=4"]
+    flags += ["--base_learning_rate=0.001"]
+    Workers(shards, tmp_path / "two", *flags).end(0, 0)
+    Workers(shards, tmp_path / "one", *flags, plans=[ALONE]).end(0)
+    two, one = (values_of(tmp_path / name / "model.ckpt-4") for name in ("two", "one"))
+    for name in two:
+        if name.startswith("weights"):
+            np.testing.assert_allclose(two[name], one[name], atol=2e-4, rtol=0, err_msg=name)
+
+
+@pytest.mark.slow
 def test_only_the_chief_logs_evaluates_and_writes(whole):
     train_dir, (chief, worker) = whole
     assert "This is worker 1 of 2, the chief." in chief and "This is worker 2 of 2." in worker

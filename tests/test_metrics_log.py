@@ -1,36 +1,36 @@
-"""Rows of metrics.jsonl: those of steps that are done again are taken back."""
+"""Rows of metrics.jsonl; those of steps that will be done again are removed."""
 
 import json
 
-from cats_vs_dogs.metrics_file import MetricsFile
+from cats_vs_dogs.metrics_log import MetricsFile
 
 
 def rows_in(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]]
 
 
-def test_rows_of_later_steps_and_half_a_row_are_taken_back(tmp_path):
+def test_rows_of_later_steps_and_an_incomplete_row_are_removed(tmp_path):
     rows = MetricsFile(str(tmp_path))
-    rows.cut(training=0)  # There is no file yet.
+    rows.rewind(training=0)  # There is no file yet.
     for step in (10, 20, 30):
-        rows.add("training", step=step, label_loss=0.5)
-        rows.add("evaluation", step=step, eval_data_pattern="사진\u2028/*")
+        rows.add("training", {"step": step, "label_loss": 0.5})
+        rows.add("evaluation", {"step": step, "eval_data_pattern": "사진\u2028/*"})
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-9] + "사".encode()[:-1])  # Within a character, even.
-    MetricsFile(str(tmp_path)).cut(training=30, evaluation=20)
+    MetricsFile(str(tmp_path)).rewind(training=30, evaluation=20)
     expected = [(kind, step) for step in (10, 20) for kind in ("training", "evaluation")] + [("training", 30)]
     assert [(row["kind"], row["step"]) for row in rows_in(tmp_path)] == expected
 
     before = path.stat().st_mtime_ns, path.stat().st_ino
-    rows.cut(training=30, evaluation=20)
+    rows.rewind(training=30, evaluation=20)
     rows.flush()
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before  # Nothing to cut: not written again.
 
-    rows.cut(training=10)
-    rows.add("training", step=20)
+    rows.rewind(training=10)
+    rows.add("training", {"step": 20})
     expected = [("training", 10), ("evaluation", 10), ("evaluation", 20), ("training", 20)]
     assert [(row["kind"], row["step"]) for row in rows_in(tmp_path)] == expected
-    rows.cut(training=0, evaluation=0)
+    rows.rewind(training=0, evaluation=0)
     assert rows_in(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -38,12 +38,12 @@ def test_rows_of_later_steps_and_half_a_row_are_taken_back(tmp_path):
 def test_lines_of_others_stay(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('mine\n[1]\n{"step": 5}\n{"kind": "training", "step": 5}\n')
-    MetricsFile(str(tmp_path)).cut(training=4)
+    MetricsFile(str(tmp_path)).rewind(training=4)
     assert path.read_text() == 'mine\n[1]\n{"step": 5}\n'
 
 
 def test_what_is_not_finite_is_null(tmp_path):
-    MetricsFile(str(tmp_path)).add("training", step=1, gradient_norm=float("inf"), label_loss=0.25)
+    MetricsFile(str(tmp_path)).add("training", {"step": 1, "gradient_norm": float("inf"), "label_loss": 0.25})
     (row,) = rows_in(tmp_path)
     assert row.pop("time") > 1.5e9
     assert row == {"kind": "training", "step": 1, "gradient_norm": None, "label_loss": 0.25}

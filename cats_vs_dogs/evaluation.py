@@ -1,0 +1,153 @@
+"""Evaluates a model on labelled examples, and shows the result as log lines, summaries and tables."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging
+
+from cats_vs_dogs import eval_util, files, metrics_log, submission, summaries, terminal
+from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.figures import Photos
+from cats_vs_dogs.labels import CLASS_NAMES, NUM_CLASSES
+from cats_vs_dogs.prediction import Predictor
+
+_TOP_K = 2
+_NUM_WORST = 10  # Mistakes that the table shows.
+
+# A mistake: its id, its label (1 = dog), its probability of a dog.
+Mistake = tuple[bytes, int, float]
+
+
+class Evaluation:
+    """The result of one pass over the examples.
+
+    Attributes:
+        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns.
+        mistakes: all of them, the most confident first.
+    """
+
+    def __init__(self, step: int, flip_average: bool, accumulated: eval_util.EvaluationMetrics, photos: Photos):
+        self.metrics = {"step": step, **accumulated.get(), "flip_average": flip_average}
+        self.mistakes: list[Mistake] = accumulated.mistakes()
+        self._examples = accumulated.examples()
+        self._photos = photos
+
+    def write_scalars(self, events: EventFile) -> None:
+        """Logs the metrics and writes everything but the pictures, which are larger than all the rest."""
+        metrics_log.record_evaluation(events, self.metrics)
+        summaries.write_curves(events, self.metrics["step"], *self._examples)
+        for name in CLASS_NAMES:
+            if sum(self.metrics["confusion"][f"{name}s_as_{other}s"] for other in CLASS_NAMES) == 0:
+                logging.warning("there is no %s among the examples, so the metrics say little", name)
+
+    def write_pictures(self, events: EventFile) -> None:
+        """Writes figures, and the photos that are worth a look."""
+        step = self.metrics["step"]
+        summaries.write_drawings(events, step, *self._examples, self.metrics)
+        summaries.write_photos(events, step, self._photos)
+
+    def table(self) -> list[str]:
+        """Returns the metrics as lines of tables, with the worst mistakes."""
+        return table(self.metrics, self.mistakes)
+
+
+class Evaluator:
+    """Evaluates a model on labelled examples, again and again while its weights change.
+
+    Args:
+        predictor: predicts the labelled examples.
+        flip_average: whether it averages over a picture and its mirror image.
+        shows_batches: whether each batch is logged and summarized, or shown by a progress bar on a terminal.
+        explain_errors: a context for reading the examples, such as `bad_examples.explain_read_errors`.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        flip_average: bool = False,
+        shows_batches: bool = False,
+        explain_errors: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        self._explain_errors = explain_errors
+        self._predictor = predictor
+        self._flip_average = flip_average
+        self._shows_batches = shows_batches
+
+    def evaluate(
+        self, step: int, events: EventFile, should_stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """Evaluates the present weights.
+
+        Args:
+            step: the step of the weights.
+            events: where the summaries of batches go.
+            should_stop: asked after each batch; once it returns True, the evaluation is given up.
+
+        Returns:
+            The result; None if it was given up.
+
+        Raises:
+            UserError: if the loss's probability() returns values that are not probabilities.
+        """
+        accumulated, photos = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K), Photos()
+        clock = time.monotonic()
+        total = self._predictor.num_examples
+        shown = terminal.progress_bar(total, " pictures", "evaluating", self._shows_batches)
+        with self._explain_errors(), shown as progress:
+            for batch in self._predictor.run(progress):
+                if should_stop():
+                    return None
+                row = accumulated.accumulate(batch.probabilities, batch.labels, batch.loss, batch.ids)
+                photos.add(batch.ids, batch.images, batch.labels, batch.probabilities)
+                clock, seconds = time.monotonic(), time.monotonic() - clock
+                if self._shows_batches:
+                    row["examples_per_second"] = len(batch.labels) / max(seconds, 1e-9)
+                    metrics_log.write_scalars(events, step, row, metrics_log.BATCH_TAGS)
+                    if progress.disable:
+                        metrics_log.log_batch({"step": step, "num_examples": accumulated.num_examples, **row})
+        evaluation = Evaluation(step, self._flip_average, accumulated, photos)
+        evaluation.write_scalars(events)
+        return evaluation
+
+
+def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
+    """Returns metrics as lines of tables, with the worst mistakes.
+
+    Args:
+        metrics: see `Evaluation.metrics`.
+        mistakes: all of them, the most confident first.
+    """
+    names = (
+        ("accuracy", "avg_hit_at_one"),
+        ("log loss", "log_loss"),
+        ("ROC AUC", "roc_auc"),
+        ("expected calibration error", "ece"),
+    )
+    classes = [["", "precision", "recall", "F1", "examples", *(f"called {name}" for name in CLASS_NAMES)]]
+    for animal in CLASS_NAMES:
+        counts = [metrics["confusion"][f"{animal}s_as_{called}s"] for called in CLASS_NAMES]
+        scores = [f"{metrics[name][animal]:.4f}" for name in ("precision", "recall", "f1")]
+        classes.append([animal, *scores, *map(str, (sum(counts), *counts))])
+    lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in names])
+    lines += ["", *terminal.table(classes)]
+    if mistakes:
+        worst = [["id", "label", "probability of dog"]]
+        for example_id, label, probability in mistakes[:_NUM_WORST]:
+            worst.append([submission.id_text(example_id), CLASS_NAMES[label], f"{probability:.4f}"])
+        lines += ["", f"The worst of {len(mistakes)} mistakes:", *terminal.table(worst, left=2)]
+    return lines
+
+
+def write_mistakes(path: str, mistakes: Sequence[Mistake]) -> None:
+    """Writes a CSV file with the columns Id, Label (1 = dog) and Probability (of a dog).
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    import pandas as pd
+
+    rows = [(submission.id_text(one), label, f"{probability:.6f}") for one, label, probability in mistakes]
+    with files.atomic_write(path, "mistakes_file") as file:
+        pd.DataFrame(rows, columns=["Id", "Label", "Probability"]).to_csv(file, index=False, lineterminator="\n")

@@ -1,0 +1,367 @@
+"""A train_dir: every file that the kit writes there, what may be done with it, and what its JSON files hold."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import zlib
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from cats_vs_dogs import files, optimizers
+from cats_vs_dogs.classifier import find_classes
+from cats_vs_dogs.config import WITHOUT_EFFECT, Config, ModelSpec, model_flags_path
+from cats_vs_dogs.utils import UserError
+
+EVALUATION_SUFFIX = ".train"  # Event files in eval/ that train.py writes; all others there are eval.py's.
+
+
+class _Entry(NamedTuple):
+    """Files of one kind: their paths in train_dir, the scripts that write them, what a resumed run does to them."""
+
+    path: str
+    writers: str
+    on_resume: str
+
+
+# Every file that the kit writes into a train_dir. --start_new_model deletes these and nothing else.
+_ENTRIES = (
+    _Entry(r"model_flags\.json|run\.json|bad_examples\.csv", "train", "replaced"),
+    _Entry(r"checkpoint|model\.ckpt-\d+\..*", "train", "kept up to the newest readable one"),
+    _Entry(r"metrics\.jsonl|events\.out\.tfevents\..*", "train", "cut after the checkpoint"),
+    _Entry(r"plugins/profile", "train", "kept"),
+    _Entry(r"best/(model_flags\.json|model\.ckpt-\d+\..*|metrics-\d+\.json)", "train", "kept"),
+    _Entry(r"eval/events\.out\.tfevents\..*\.train", "train", "cut after the checkpoint's last evaluation"),
+    _Entry(r"eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
+    _Entry(r"eval/(metrics-\d+\.json|bad_examples\.csv)", "eval, train", "kept"),
+    _Entry(r"export/step_\d+", "export_model, train", "kept"),
+    _Entry(r"predictions\.csv(\.bad_examples\.csv)?", "inference", "kept"),
+    _Entry(r"(.*/)?\.write-test-\d+|.*\.\d+\.tmp.*", "all", "deleted if train.py wrote it"),
+)
+_FOLDERS = ("best", "eval", "export", "plugins")
+# Temporary files of a training run that was killed. Other scripts may be writing theirs at this moment.
+_LEFTOVERS = re.compile(
+    r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
+    r"(checkpoint|[^/]*\.json|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
+)
+
+
+def eval_dir(train_dir: str) -> str:
+    """Returns the folder of evaluations."""
+    return os.path.join(train_dir, "eval")
+
+
+def best_dir(train_dir: str) -> str:
+    """Returns the folder of the best model so far; it can be used like a train_dir."""
+    return os.path.join(train_dir, "best")
+
+
+def export_dir(train_dir: str, step: int) -> str:
+    """Returns the folder of a step's export."""
+    return os.path.join(train_dir, "export", f"step_{step}")
+
+
+def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
+    """Writes the metrics of an evaluation to metrics-<step>.json in a folder.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    files.write_json(os.path.join(folder, f"metrics-{step}.json"), metrics)
+
+
+# ---- Whose files are there.
+
+
+def lock(train_dir: str) -> int | None:
+    """Keeps other training processes out of a train_dir, until the lock is closed or this process ends.
+
+    Object stores, and some operating systems and network drives, have no such lock.
+
+    Returns:
+        The file descriptor whose closing ends the lock; None if there is no lock.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+    try:
+        import fcntl
+
+        folder = os.open(train_dir, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; gs://
+        return None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return folder
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(
+            f"--train_dir={train_dir}: another train.py is training there; wait for it, stop it, or name another "
+            "train_dir"
+        ) from None
+    except OSError:
+        os.close(folder)
+        return None
+
+
+def _paths(train_dir: str) -> list[str]:
+    """Returns the paths of what is in a train_dir and in the kit's folders there, relative to it: "best/run.json"."""
+    paths = []
+    for name in files.list_dir(train_dir):
+        folder = os.path.join(train_dir, name)
+        if name in _FOLDERS and files.is_dir(folder) and not os.path.islink(folder):
+            paths += [os.path.join(name, inner) for inner in files.list_dir(folder)]
+        else:
+            paths.append(name)
+    return paths
+
+
+def check_deletable(train_dir: str) -> list[str]:
+    """Checks that --start_new_model may delete what is in a train_dir.
+
+    Returns:
+        The paths of the kit's files in it.
+
+    Raises:
+        UserError: if it holds anything else, or is not a folder for one model.
+    """
+    refusal = f"--start_new_model: --train_dir={train_dir} "
+    if os.path.islink(train_dir.rstrip("/")):
+        raise UserError(f"{refusal}is a symbolic link; nothing was deleted; name the folder that it points to")
+    if os.path.realpath(train_dir) in (os.path.abspath(os.sep), os.path.realpath(os.path.expanduser("~"))):
+        raise UserError(f"{refusal}is not a folder for one model; nothing was deleted; name another train_dir")
+    paths = {path: os.path.join(train_dir, path) for path in _paths(train_dir)}
+    own = re.compile("|".join(f"({entry.path})" for entry in _ENTRIES))
+    foreign = sorted(path for path in paths if not own.fullmatch(path) or os.path.islink(paths[path]))
+    if foreign:
+        raise UserError(
+            f"{refusal}holds files that the kit did not write, such as {foreign[0]}; nothing was deleted; move them "
+            "away, or name another train_dir"
+        )
+    return list(paths.values())
+
+
+def delete_model(train_dir: str) -> None:
+    """Deletes everything that the kit wrote into a train_dir.
+
+    Raises:
+        UserError: if it holds anything else; then nothing is deleted.
+    """
+    for path in check_deletable(train_dir):
+        files.remove(path)
+
+
+def delete_leftovers(train_dir: str) -> None:
+    """Deletes the temporary files of a training run that was killed. The caller holds the `lock`."""
+    for path in filter(_LEFTOVERS.fullmatch, _paths(train_dir)):
+        files.remove(os.path.join(train_dir, path))
+
+
+def check(train_dir: str, config: Config) -> bool:
+    """Checks that a run can use a train_dir. Changes nothing in it.
+
+    Returns:
+        Whether it holds a model to resume, perhaps without a checkpoint.
+
+    Raises:
+        UserError: if it holds another model, or a model that may not be deleted.
+    """
+    if config.start_new_model:
+        check_deletable(train_dir)
+        return False
+    names = files.list_dir(train_dir)
+    if os.path.basename(model_flags_path(train_dir)) not in names:
+        if any(re.fullmatch(r"model\.ckpt-\d+\.index", name) for name in names):
+            raise UserError(
+                f"--train_dir={train_dir}: holds checkpoints of another program (no model_flags.json); name another "
+                "train_dir"
+            )
+        return False
+    stored = load_spec(train_dir)
+    for field in dataclasses.fields(ModelSpec):
+        now, then = getattr(config.model, field.name), getattr(stored, field.name)
+        if now != then:
+            raise UserError(
+                f"--{field.name}={now}: the model in --train_dir={train_dir} has {field.name}={then}; pass the same to "
+                "resume it, or --start_new_model to delete it, or another --train_dir"
+            )
+    _check_optimizer(train_dir, config)
+    return True
+
+
+def _check_optimizer(train_dir: str, config: Config) -> None:
+    then, now = _stored_optimizer(_read_run(train_dir)), _optimizer_of(config)
+    if then and then["class"] != now["class"]:
+        raise UserError(
+            f"--optimizer={config.optimizer.optimizer}: the model in --train_dir={train_dir} was made with "
+            f"{then['class']}, not with {now['class']}; pass the same optimizer to resume it, or --start_new_model to "
+            "delete it, or another --train_dir"
+        )
+
+
+# ---- model_flags.json: what is needed to build the model.
+
+
+def save_spec(train_dir: str, spec: ModelSpec) -> None:
+    """Writes model_flags.json."""
+    files.write_json(model_flags_path(train_dir), dataclasses.asdict(spec))
+
+
+def load_spec(train_dir: str) -> ModelSpec:
+    """Reads model_flags.json.
+
+    Raises:
+        UserError: if there is no model, or it cannot be built with the present classes.
+    """
+    path = model_flags_path(train_dir)
+    try:
+        exists = files.exists(path)
+    except Exception as error:
+        if not isinstance(error, files.file_errors()):
+            raise
+        raise UserError(f"--train_dir={train_dir}: cannot be read: {files.explain_error(error)}") from error
+    if not exists:
+        raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
+    stored = files.read_json(path)
+    types = {field.name: field.type for field in dataclasses.fields(ModelSpec)}
+    types |= {"model_params": dict, "loss_params": dict}
+    if {key: type(value) for key, value in stored.items()} != types:
+        keys = ", ".join(f"{key} ({kind.__name__})" for key, kind in types.items())
+        raise UserError(f"{path}: must have exactly the keys {keys}; fix it, or train in another train_dir")
+    spec = ModelSpec(**stored)
+    try:
+        find_classes(spec)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; put the class back, or name another train_dir") from error
+    return spec
+
+
+def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_loss: str | None) -> None:
+    """Checks what the user says about the model with flags that are not needed.
+
+    Args:
+        train_dir: where the model is.
+        spec: the model.
+        model: the name of its class; None: not given.
+        label_loss: the name of its loss; None: not given.
+
+    Raises:
+        UserError: if it is another model or loss.
+    """
+    for flag, value in (("model", model), ("label_loss", label_loss)):
+        if value is not None and value != getattr(spec, flag):
+            raise UserError(
+                f"--{flag}={value}: the model in --train_dir={train_dir} was trained with {flag}="
+                f"{getattr(spec, flag)}; leave the flag out, or name another train_dir"
+            )
+
+
+# ---- run.json: what was run, written before it runs, and compared on resume.
+
+
+def make_record(config: Config, shards: dict[str, int], num_parameters: int, num_replicas: int) -> dict[str, Any]:
+    """Returns what run.json holds.
+
+    Args:
+        config: the settings of the run.
+        shards: number of records of each shard, by path.
+        num_parameters: number of the model's weights.
+        num_replicas: number of devices.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    return {
+        "flags": config.settings(),
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "seed": config.system.seed,
+        "optimizer": _optimizer_of(config),
+        "shards": shards,
+        "parameters": num_parameters,
+        "replicas": num_replicas,
+    }
+
+
+def save_record(train_dir: str, record: dict[str, Any]) -> None:
+    """Writes run.json."""
+    files.write_json(os.path.join(train_dir, "run.json"), record)
+
+
+def _read_run(train_dir: str) -> dict[str, Any]:
+    path = os.path.join(train_dir, "run.json")
+    return files.read_json(path) if files.exists(path) else {}
+
+
+def fingerprint(record: dict[str, Any]) -> int:
+    """Returns a number that is equal on all workers of a cluster if their settings and shards are, folders aside."""
+    folders = ("train_dir", "train_data_pattern", "eval_data_pattern")
+    flags = {name: value for name, value in record["flags"].items() if name not in folders}
+    common = [flags, bool(record["flags"]["eval_data_pattern"]), record["versions"]["tensorflow"], _shards(record)]
+    return zlib.crc32(json.dumps(common).encode())
+
+
+def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
+    """Warns if a model is resumed in another way than run.json says it was trained.
+
+    Args:
+        train_dir: where run.json is.
+        record: this run's, see `make_record`.
+    """
+    then = _read_run(train_dir)
+    if not then:
+        return
+    changes = ["other shards"] if _shards(then) != _shards(record) else []
+    changes += _differences(_results_flags(then, record), _results_flags(record, record))
+    changes += _differences(_stored_optimizer(then), record["optimizer"])
+    versions = ("tensorflow", "keras")
+    old_versions = {name: then.get("versions", {}).get(name) for name in versions}
+    changes += _differences(old_versions, {name: record["versions"][name] for name in versions})
+    if then.get("replicas", 1) != record["replicas"]:
+        changes.append(f"{then.get('replicas', 1)} devices (now {record['replicas']})")
+    if changes:
+        logging.warning(
+            "the model in %s was trained with %s; it resumes from its step, but not as an uninterrupted run would. "
+            "For a new model name another --train_dir or pass --start_new_model",
+            *(train_dir, ", ".join(changes)),
+        )
+
+
+def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(os.path.basename(file), count) for file, count in record.get("shards", {}).items()]
+
+
+def _results_flags(record: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """Returns the flags of a run that change its results, as far as the present version of the kit has them."""
+    without_effect = set(WITHOUT_EFFECT) | {"optimizer", "optimizer_params"}  # Compared by themselves.
+    without_effect |= {field.name for field in dataclasses.fields(ModelSpec)}  # Other ones are refused.
+    flags = present["flags"]
+    if flags["learning_rate_schedule"] != "cosine" and not flags["first_image_size"]:
+        without_effect |= {"num_epochs", "max_steps"}  # Nothing else depends on when training ends.
+    old = record.get("flags", {})
+    return {name: old[name] for name in flags if name in old and name not in without_effect}
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [f"{name}={then[name]} (now {now[name]})" for name in then if name in now and then[name] != now[name]]
+
+
+def _optimizer_of(config: Config) -> dict[str, Any]:
+    return optimizers.configuration(config.optimizer.optimizer, config.optimizer.optimizer_params)
+
+
+def _stored_optimizer(run: dict[str, Any]) -> dict[str, Any]:
+    """Returns the optimizer's configuration in run.json. Older versions of the kit stored only its flags."""
+    if "optimizer" in run or "optimizer" not in run.get("flags", {}):
+        return run.get("optimizer", {})
+    params = run["flags"].get("optimizer_params") or "{}"
+    return optimizers.configuration(
+        run["flags"]["optimizer"], json.loads(params) if isinstance(params, str) else params
+    )

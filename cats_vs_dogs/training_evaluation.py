@@ -1,0 +1,111 @@
+"""Evaluation while training: it keeps the best model, and may end training early."""
+
+from collections.abc import Callable
+
+from absl import logging
+
+from cats_vs_dogs import checkpoints, metrics_log, train_dir
+from cats_vs_dogs.checkpoints import Progress
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.evaluation import Evaluator
+from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.metrics_log import MetricsFile
+
+
+class TrainingEvaluation:
+    """Evaluates the model while it trains.
+
+    Args:
+        folder: the train_dir. Metrics and summaries go to its folder eval, the best model to its folder best.
+        make_evaluator: called at the first evaluation, when the training pictures are in memory and no longer count as
+            free.
+        predictor: what the evaluator evaluates; gets the weights before each evaluation.
+        classifier: what is trained; perhaps the predictor itself.
+        progress: notes the evaluations.
+        rows: gets a row of each evaluation.
+        early_stop_evals: number of evaluations without a loss lower than the best that end training; 0: never.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        make_evaluator: Callable[[], Evaluator],
+        predictor: Classifier,
+        classifier: Classifier,
+        progress: Progress,
+        rows: MetricsFile,
+        early_stop_evals: int,
+    ):
+        self._eval_dir, self._best_dir = train_dir.eval_dir(folder), train_dir.best_dir(folder)
+        self._events = EventFile(self._eval_dir, train_dir.EVALUATION_SUFFIX)
+        self._make_evaluator = make_evaluator
+        self._evaluator: Evaluator | None = None
+        self._predictor = predictor
+        self._classifier = classifier
+        self._progress = progress
+        self._rows = rows
+        self._early_stop_evals = early_stop_evals
+
+    @property
+    def has_stopped_improving(self) -> bool:
+        """Whether it is time to stop early."""
+        return 0 < self._early_stop_evals <= int(self._progress.worse_in_a_row)
+
+    def is_missing(self, step: int) -> bool:
+        """Whether this step was not evaluated."""
+        return int(self._progress.evaluated) < step
+
+    def run(self, step: int, is_last: bool, should_stop: Callable[[], bool]) -> None:
+        """Evaluates the present weights, and keeps them if they are the best.
+
+        Pictures are large, so they are written only for each new best model and the last one.
+
+        Args:
+            step: the number of steps done.
+            is_last: whether training ends with this step.
+            should_stop: asked meanwhile; once it returns True, the evaluation is given up.
+        """
+        self._evaluator = self._evaluator or self._make_evaluator()
+        self._predictor.copy_weights(self._classifier)
+        evaluation = self._evaluator.evaluate(step, self._events, should_stop)
+        if evaluation is None:
+            return
+        metrics, progress = evaluation.metrics, self._progress
+        train_dir.write_metrics(self._eval_dir, step, metrics)
+        self._rows.add("evaluation", metrics)
+        progress.evaluated.assign(step)
+        is_best = metrics["avg_loss"] < float(progress.best_loss)
+        if is_best:
+            progress.best_loss.assign(metrics["avg_loss"])
+            progress.best_step.assign(step)
+            progress.worse_in_a_row.assign(0)
+            metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_TAGS)
+            checkpoints.save_best(self._predictor, self._best_dir, step, metrics)
+        else:
+            progress.worse_in_a_row.assign_add(1)
+        if is_best or is_last or self.has_stopped_improving:
+            evaluation.write_pictures(self._events)
+        self._events.flush()
+        logging.info("best so far: step %d, Avg_Loss: %.4f", int(progress.best_step), float(progress.best_loss))
+        if self.has_stopped_improving:
+            logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
+
+    def log_best(self) -> None:
+        """Logs where the best model is."""
+        logging.info("The best model, that of step %d, is in %s.", int(self._progress.best_step), self._best_dir)
+
+
+class NoEvaluation:
+    """Takes the place of a TrainingEvaluation without data to evaluate on, and on all workers but the chief."""
+
+    has_stopped_improving = False
+
+    def is_missing(self, unused_step: int) -> bool:
+        """Returns False."""
+        return False
+
+    def run(self, step: int, is_last: bool, should_stop: Callable[[], bool]) -> None:
+        """Does nothing."""
+
+    def log_best(self) -> None:
+        """Does nothing."""

@@ -1,0 +1,116 @@
+"""What training shows of its steps: log lines, TensorBoard summaries and rows of metrics.jsonl."""
+
+import datetime
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from cats_vs_dogs import eval_util, metrics_log, summaries
+from cats_vs_dogs.augmentation import SizeSchedule
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import WITHOUT_EFFECT
+from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.plan import Plan
+from cats_vs_dogs.trainer import StepOutputs, Trainer
+
+_NUM_PHOTOS = 16
+
+
+class TrainingLog:
+    """Logs training steps.
+
+    Args:
+        folder: the train_dir.
+        classifier: its weights are shown as histograms.
+        learning_rate: function from the number of steps done to the learning rate of the next step.
+        plan: how many examples the steps take.
+        sizes: the sizes of training pictures by step; None: one size.
+
+    Attributes:
+        rows: the rows of metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        classifier: Classifier,
+        learning_rate: Callable[[int], tf.Tensor],
+        plan: Plan,
+        sizes: SizeSchedule | None,
+    ):
+        self.rows = metrics_log.MetricsFile(folder)
+        self._events = EventFile(folder)
+        self._folder = folder
+        self._learning_rate = learning_rate
+        self._classifier = classifier
+        self._plan = plan
+        self._sizes = sizes
+        self._last_clock = (0, 0.0, 0.0)
+
+    def start(self, record: dict) -> None:
+        """Writes the settings of a new run."""
+        summaries.write_run(self._events, record, self._folder, WITHOUT_EFFECT)
+
+    def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
+        """Logs a step, and at the first logged step also some of its pictures.
+
+        Args:
+            step: the number of steps done.
+            outputs: those of the last of them.
+            trainer: knows how long its steps took.
+
+        Raises:
+            UserError: if the loss's probability() returns values that are not probabilities.
+        """
+        probabilities, labels = _gather(outputs.probabilities), _gather(outputs.labels)
+        eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
+        both_probabilities, both_labels = eval_util.as_two_columns(probabilities), eval_util.as_two_columns(labels)
+        clock = (trainer.timed_steps, trainer.seconds, trainer.waiting_seconds)
+        timed_steps, seconds, waiting = (now - then for now, then in zip(clock, self._last_clock, strict=True))
+        num_examples = self._plan.examples_at(step) - self._plan.examples_at(step - timed_steps)
+        seconds = max(seconds, 1e-9)  # The clocks of some systems tick slowly.
+        self._last_clock = clock
+        row = {
+            "step": step,
+            "epoch": self._plan.epoch_of(step),
+            "label_loss": outputs.label_loss,
+            "regularization_loss": outputs.regularization_loss,
+            "gradient_norm": outputs.gradient_norm,
+            "accuracy": eval_util.calculate_hit_at_one(probabilities, labels),
+            "perr": eval_util.calculate_precision_at_equal_recall_rate(both_probabilities, both_labels),
+            "gap": eval_util.calculate_gap(both_probabilities, both_labels),
+            "learning_rate": float(self._learning_rate(step - 1)),
+            "examples_per_second": num_examples / seconds,
+            "waiting_for_data": waiting / seconds,
+        }
+        steps_left = self._sizes.steps_left(step) if self._sizes else self._plan.total_steps - step
+        time_left = datetime.timedelta(seconds=round(steps_left * seconds / max(1, timed_steps)))
+        total_steps = self._plan.total_steps
+        metrics_log.log_training_step(row, self._plan.epoch_of(total_steps), total_steps, time_left)
+        self.rows.add("training", row)
+        metrics_log.write_scalars(self._events, step, row, metrics_log.TRAINING_TAGS)
+        summaries.write_gradient_norms(self._events, step, list(outputs.gradient_norms.values()))
+        if self._is_first(step):
+            images = np.concatenate([part[:_NUM_PHOTOS].numpy() for part in outputs.images])[:_NUM_PHOTOS]
+            count = len(images)
+            summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
+            self.log_weights(step, outputs)
+
+    def log_weights(self, step: int, outputs: StepOutputs) -> None:
+        """Writes histograms of the weights and of the input."""
+        summaries.write_input(self._events, step, [part.numpy() for part in outputs.images])
+        weights = {weight.path: weight.numpy() for weight in self._classifier.model.weights}
+        summaries.write_weights(self._events, step, weights)
+
+    def _is_first(self, step: int) -> bool:
+        return step <= self._plan.periods.log_steps
+
+    def flush(self) -> None:
+        """Brings everything written to the files."""
+        self._events.flush()
+        self.rows.flush()
+
+
+def _gather(parts: list[tf.Tensor]) -> np.ndarray:
+    return np.concatenate([part.numpy() for part in parts])
