@@ -19,40 +19,33 @@ if __name__ == "__main__":
     utils.import_tensorflow()
 
 import contextlib
-import dataclasses
-import functools
 import math
 import re
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import keras
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import (
-    augmentation,
-    bad_examples,
-    checkpoints,
-    distribution,
-    export_model,
-    files,
-    optimizers,
-    readers,
-    sample_data,
-    train_dir,
-    training_log,
-)
-from cats_vs_dogs.classifier import Classifier, find_classes, seeded
+from cats_vs_dogs import bad_examples, distribution, files, train_dir
+from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config
 from cats_vs_dogs.distribution import Cluster
-from cats_vs_dogs.evaluation import Evaluator
 from cats_vs_dogs.interruption import Alarm, StopRequest
-from cats_vs_dogs.plan import Plan
-from cats_vs_dogs.prediction import Predictor
-from cats_vs_dogs.trainer import Profiler, StepOutputs, Trainer
+from cats_vs_dogs.job import Job, look
+from cats_vs_dogs.trainer import Profiler, StepOutputs
 from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
+from cats_vs_dogs.training_log import TrainingLog
+from cats_vs_dogs.training_tools import (
+    Exporter,
+    Nothing,
+    Saver,
+    Tools,
+    make_batches,
+    make_evaluation,
+    make_trainer,
+)
 
 
 def main() -> None:
@@ -100,135 +93,7 @@ def _close(lock: int | None) -> None:
         os.close(lock)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a run consists of, built from its settings.
-
-    Attributes:
-        settings: of the run.
-        cluster: the devices to train on.
-        reader: how to read a record.
-        shards: what to train on.
-        eval_shards: what to evaluate on; None: no evaluation on this worker.
-        plan: how many steps there are.
-        learning_rate: a function of the step.
-        sizes: the sizes of training pictures by step; None: one size.
-        classifier: what is trained.
-        optimizer: built for the classifier.
-        predictor: the same model for evaluation and export, in float32, for pictures of one size.
-        state: everything that is needed to resume.
-        has_model: whether train_dir holds a model to resume, perhaps without a checkpoint.
-        record: what run.json will hold.
-    """
-
-    settings: Config
-    cluster: Cluster
-    reader: readers.BaseReader
-    shards: readers.Shards
-    eval_shards: readers.Shards | None
-    plan: Plan
-    learning_rate: optimizers.LearningRate
-    sizes: augmentation.SizeSchedule | None
-    classifier: Classifier
-    optimizer: keras.optimizers.Optimizer
-    predictor: Classifier
-    state: checkpoints.TrainState
-    has_model: bool
-    record: dict
-
-
-# ---- 1. Look: everything that can be wrong is found here, and nothing is changed.
-
-
-def look(settings: Config, cluster: Cluster) -> Job:
-    """Checks train_dir and the data, plans the steps, builds model and optimizer. Changes nothing in train_dir."""
-    has_model = cluster.is_chief and train_dir.check(settings.train_dir, settings)
-    data = settings.data
-    reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
-    pattern = data.train_data_pattern
-    if not pattern:
-        pattern = sample_data.pattern("train")
-        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
-    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples)
-    eval_shards = None
-    if data.eval_data_pattern and cluster.is_chief:
-        eval_shards = bad_examples.open_shards(data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples)
-    batch_size = data.batch_size * cluster.num_replicas
-    plan = Plan(shards.num_examples, batch_size, settings.periods, bool(data.eval_data_pattern))
-    rates = settings.optimizer
-    learning_rate = optimizers.LearningRate(
-        rates.base_learning_rate,
-        batch_size,
-        rates.learning_rate_schedule,
-        rates.learning_rate_decay,
-        rates.learning_rate_decay_examples,
-        rates.warmup_examples,
-        plan.total_steps,
-    )
-    sizes = make_size_schedule(settings, plan)
-    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
-    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
-    with cluster.strategy.scope():
-        classifier, optimizer, predictor = build(settings, learning_rate, is_new, sizes is not None)
-    return Job(
-        settings=settings,
-        cluster=cluster,
-        reader=reader,
-        shards=shards,
-        eval_shards=eval_shards,
-        plan=plan,
-        learning_rate=learning_rate,
-        sizes=sizes,
-        classifier=classifier,
-        optimizer=optimizer,
-        predictor=predictor,
-        state=checkpoints.TrainState(settings.train_dir, classifier, optimizer, settings.periods.keep_checkpoints),
-        has_model=has_model,
-        record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
-    )
-
-
-def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:
-    """Returns the sizes of training pictures by step; None if they do not grow.
-
-    Raises:
-        UserError: if the model does not take the first size.
-    """
-    first_size, last_size = settings.data.first_image_size, settings.model.image_size
-    if not 0 < first_size < last_size:
-        return None
-    try:
-        Classifier(dataclasses.replace(settings.model, image_size=first_size))
-    except utils.UserError as error:
-        raise utils.UserError(f"--first_image_size={first_size}: the model does not take that size: {error}") from error
-    return augmentation.SizeSchedule(first_size, last_size, plan.total_steps)
-
-
-def build(
-    settings: Config, learning_rate: optimizers.LearningRate, is_new: bool, any_size: bool
-) -> tuple[Classifier, keras.optimizers.Optimizer, Classifier]:
-    """Builds the model to train, its optimizer, and the model to evaluate and export.
-
-    Args:
-        settings: name the model, the loss and the optimizer.
-        learning_rate: a function of the step.
-        is_new: whether training starts with this model, and no checkpoint will be restored.
-        any_size: whether training pictures have several sizes.
-    """
-    precision, seed = settings.system.precision, settings.system.seed
-    classifier = Classifier(settings.model, seed, precision, is_new, any_size)
-    optimizer = optimizers.make_optimizer(
-        settings.optimizer.optimizer,
-        learning_rate,
-        classifier.model.trainable_variables,
-        scale_loss=precision == "mixed_float16",
-        params=settings.optimizer.optimizer_params,
-    )
-    serves_both = precision == "float32" and not any_size
-    return classifier, optimizer, classifier if serves_both else Classifier(settings.model, seed)
-
-
-# ---- 2. Prepare: train_dir becomes that of this run, at the step to continue from.
+# ---- Prepare: train_dir becomes that of this run, at the step to continue from.
 
 
 def prepare(job: Job) -> None:
@@ -258,7 +123,7 @@ def prepare(job: Job) -> None:
     log_job(job, restored)
 
 
-def check_same_as_chief(cluster: Cluster, record: dict, step: int, folder: str) -> None:
+def check_same_as_chief(cluster: Cluster, record: dict[str, Any], step: int, folder: str) -> None:
     """Checks that all workers do the same: otherwise they would wait for each other without end.
 
     Raises:
@@ -291,79 +156,7 @@ def log_job(job: Job, restored: str | None) -> None:
     logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
 
 
-# ---- 3. Run: the loop, and what to type next.
-
-
-@dataclasses.dataclass(frozen=True)
-class Tools:
-    """What the loop works with. On workers other than the chief, those that write do nothing."""
-
-    trainer: Trainer
-    batches: Iterator
-    log: training_log.TrainingLog
-    evaluation: TrainingEvaluation | NoEvaluation
-    saver: "Saver"
-    exporter: "Exporter"
-    profiler: Profiler
-    stop: StopRequest
-
-
-class Nothing:
-    """Takes the place of an object that writes, on workers other than the chief: its methods do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
-
-
-class Saver:
-    """Saves the state, after the records that belong to it.
-
-    Args:
-        state: what is saved.
-        log: is flushed before.
-        alarm: interrupts the steps when it is time to save.
-    """
-
-    def __init__(self, state: checkpoints.TrainState, log: training_log.TrainingLog, alarm: Alarm):
-        self._state = state
-        self._log = log
-        self._alarm = alarm
-
-    def is_due(self) -> bool:
-        """Whether --save_checkpoint_secs have passed."""
-        return self._alarm.is_due()
-
-    def save(self) -> None:
-        """Saves, and starts to count the time to the next checkpoint."""
-        self._log.flush()
-        self._state.save()
-        self._alarm.restart()
-
-
-class Exporter:
-    """Exports the model.
-
-    Args:
-        folder: the train_dir.
-        classifier: what is trained.
-        predictor: the same model for export; gets its weights.
-    """
-
-    def __init__(self, folder: str, classifier: Classifier, predictor: Classifier):
-        self._folder = folder
-        self._classifier = classifier
-        self._predictor = predictor
-        self._exporter = export_model.ModelExporter(predictor)
-
-    def export(self, step: int, is_replaced: bool = True) -> None:
-        """Exports the model as that of a step; with `is_replaced` False, only if it is not there yet."""
-        model_dir = train_dir.export_dir(self._folder, step)
-        if not is_replaced and export_model.is_exported(model_dir):
-            return
-        logging.info("Exporting the model at step %d to %s.", step, model_dir)
-        files.make_dirs(os.path.dirname(model_dir))
-        self._predictor.copy_weights(self._classifier)
-        self._exporter.export_model(model_dir)
+# ---- Run: the loop, and what to type next.
 
 
 def run(job: Job) -> int | None:
@@ -372,7 +165,7 @@ def run(job: Job) -> int | None:
     log = evaluation = saver = exporter = profiler = Nothing()
     stop, alarm = StopRequest(), Alarm(job.settings.periods.save_checkpoint_secs if is_chief else 0)
     if is_chief:
-        log = training_log.TrainingLog(folder, job.classifier, job.learning_rate, job.plan, job.sizes)
+        log = TrainingLog(folder, job.classifier, job.learning_rate, job.plan, job.sizes)
         saver, exporter = Saver(job.state, log, alarm), Exporter(folder, job.classifier, job.predictor)
         profiler = Profiler(folder, job.settings.periods.profile_steps)
         if not job.state.step:
@@ -488,93 +281,6 @@ def check_finite(step: int, outputs: StepOutputs, learning_rate: float) -> None:
         "training stopped and saved nothing of it, and the last checkpoint is unchanged; try a lower "
         "--base_learning_rate, --warmup_examples, or a lower --clip_gradient_norm, and check that the last layer of "
         "the model suits the loss"
-    )
-
-
-# ---- The parts of a run.
-
-
-def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
-    """Returns what takes the steps."""
-    num_gpus = len(tf.config.list_logical_devices("GPU"))
-    # XLA cannot synchronise batch norm across devices.
-    is_compiled = {"on": True, "off": False, "auto": num_gpus > 0 and job.cluster.num_replicas == 1}
-    return Trainer(
-        job.classifier,
-        job.optimizer,
-        job.cluster.strategy,
-        job.settings.optimizer,
-        is_compiled[job.settings.system.jit_compile],
-        interrupts,
-        measures_waiting=not job.settings.system.deterministic,
-    )
-
-
-def make_batches(job: Job, epochs_left: float) -> tf.data.Dataset:
-    """Returns the batches of the run, from the step on that it resumes from."""
-    data, seed, batch_size = job.settings.data, job.settings.system.seed, job.plan.batch_size
-
-    def change(images: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        size = job.sizes.size_at(step) if job.sizes else None
-        return augmentation.augment(images, data.augment, seed, step, rows, batch_size, size)
-
-    is_cached = use_cache(data.cache, job.reader, job.shards, epochs_left)
-    return readers.make_training_dataset(
-        job.reader,
-        job.shards,
-        readers.Order(batch_size, seed, job.settings.periods.num_epochs, job.state.step, data.num_readers),
-        readers.decode_all(job.reader, job.shards) if is_cached else None,
-        job.cluster.num_replicas,
-        job.cluster.replicas,
-        change,
-    )
-
-
-def use_cache(cache: str, reader: readers.BaseReader, shards: readers.Shards, epochs_left: float) -> bool:
-    """Returns whether to keep decoded pictures in memory, and logs why.
-
-    Args:
-        cache: "auto", "memory" or "none".
-        reader: how to read a record.
-        shards: what to read.
-        epochs_left: how many epochs remain.
-    """
-    if cache == "none" or epochs_left <= 0:
-        return False
-    needed, free = readers.decoded_bytes(reader, shards), utils.free_memory()
-    # Without the free memory itself: the same run twice has the same log.
-    size, fits = f"{needed / 2**20:,.0f} MiB", needed <= free / 4
-    if cache == "memory" or (epochs_left > 1 and fits):
-        why = f"{size}, {'at most' if fits else 'more than'} a quarter of what is free"
-        logging.info("Cache: pictures are decoded once and stay in memory (%s).", why)
-        return True
-    why = "only one epoch" if epochs_left <= 1 else f"{size}, more than a quarter of the free memory"
-    logging.info("Cache: pictures are decoded in each epoch (%s).", why)
-    return False
-
-
-def make_evaluation(job: Job, log: training_log.TrainingLog) -> TrainingEvaluation | NoEvaluation:
-    """Returns what evaluates while training."""
-    if not job.eval_shards:
-        return NoEvaluation()
-
-    def make_evaluator() -> Evaluator:
-        batches = readers.make_dataset(job.reader, job.eval_shards, batch_size=1024)
-        needed = readers.decoded_bytes(job.reader, job.eval_shards)
-        if job.settings.data.cache != "none" and needed <= utils.free_memory() / 4:
-            batches = batches.cache()
-        predictor = Predictor(job.predictor, job.cluster, batches, job.eval_shards.num_examples)
-        explain_errors = functools.partial(bad_examples.explain_read_errors, job.reader, job.eval_shards)
-        return Evaluator(predictor, explain_errors=explain_errors)
-
-    return TrainingEvaluation(
-        job.settings.train_dir,
-        make_evaluator,
-        job.predictor,
-        job.classifier,
-        job.state.progress,
-        log.rows,
-        job.settings.periods.early_stop_evals,
     )
 
 

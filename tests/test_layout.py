@@ -28,6 +28,8 @@ FLOORS = [
         "inference",
         "training_evaluation",
     },
+    {"job"},
+    {"training_tools"},
     {"train"},
 ]
 PACKAGE = REPOSITORY / "cats_vs_dogs"

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_config, values_of, write_shards
 
-from cats_vs_dogs import distribution, optimizers, readers, train, train_dir
+from cats_vs_dogs import checkpoints, distribution, optimizers, readers, train, train_dir, training_tools
 from cats_vs_dogs import trainer as trainer_module
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
@@ -249,9 +249,9 @@ def test_mixed_precision_keeps_weights_predictions_and_loss_in_float32(precision
     ],
 )
 def test_pictures_are_kept_if_they_take_a_quarter_of_the_free_memory(monkeypatch, cache, epochs_left, free, expected):
-    monkeypatch.setattr(train.readers, "decoded_bytes", lambda reader, shards: 400)
-    monkeypatch.setattr(train.utils, "free_memory", lambda: free)
-    assert train.use_cache(cache, None, None, epochs_left) is expected
+    monkeypatch.setattr(training_tools.readers, "decoded_bytes", lambda reader, shards: 400)
+    monkeypatch.setattr(training_tools.utils, "free_memory", lambda: free)
+    assert training_tools.use_cache(cache, None, None, epochs_left) is expected
 
 
 def test_training_stops_at_the_very_step_that_is_not_finite():
@@ -372,7 +372,7 @@ def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
     class Enough(Exception):
         pass
 
-    original = train.checkpoints.TrainState.save
+    original = checkpoints.TrainState.save
 
     def save(state):
         saved.append(state.step)
@@ -381,6 +381,6 @@ def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
         return original(state)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
-        patch.setattr(train.checkpoints.TrainState, "save", save)
+        patch.setattr(checkpoints.TrainState, "save", save)
         train.train(settings, distribution.local_devices())
     assert 0 < saved[0] < saved[1] < saved[2] < 1_000_000

@@ -1,0 +1,139 @@
+"""What a training run consists of, built from its settings: everything that can be wrong is found here."""
+
+import dataclasses
+from typing import Any
+
+import keras
+from absl import logging
+
+from cats_vs_dogs import augmentation, bad_examples, checkpoints, optimizers, readers, sample_data, train_dir
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import Config
+from cats_vs_dogs.distribution import Cluster
+from cats_vs_dogs.plan import Plan
+from cats_vs_dogs.utils import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run consists of, built from its settings.
+
+    Attributes:
+        settings: of the run.
+        cluster: the devices to train on.
+        reader: how to read a record.
+        shards: what to train on.
+        eval_shards: what to evaluate on; None: no evaluation on this worker.
+        plan: how many steps there are.
+        learning_rate: a function of the step.
+        sizes: the sizes of training pictures by step; None: one size.
+        classifier: what is trained.
+        optimizer: built for the classifier.
+        predictor: the same model for evaluation and export, in float32, for pictures of one size.
+        state: everything that is needed to resume.
+        has_model: whether train_dir holds a model to resume, perhaps without a checkpoint.
+        record: what run.json will hold.
+    """
+
+    settings: Config
+    cluster: Cluster
+    reader: readers.BaseReader
+    shards: readers.Shards
+    eval_shards: readers.Shards | None
+    plan: Plan
+    learning_rate: optimizers.LearningRate
+    sizes: augmentation.SizeSchedule | None
+    classifier: Classifier
+    optimizer: keras.optimizers.Optimizer
+    predictor: Classifier
+    state: checkpoints.TrainState
+    has_model: bool
+    record: dict[str, Any]
+
+
+def look(settings: Config, cluster: Cluster) -> Job:
+    """Checks train_dir and the data, plans the steps, builds model and optimizer. Changes nothing in train_dir."""
+    has_model = cluster.is_chief and train_dir.check(settings.train_dir, settings)
+    data = settings.data
+    reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
+    pattern = data.train_data_pattern
+    if not pattern:
+        pattern = sample_data.pattern("train")
+        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
+    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples)
+    eval_shards = None
+    if data.eval_data_pattern and cluster.is_chief:
+        eval_shards = bad_examples.open_shards(data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples)
+    batch_size = data.batch_size * cluster.num_replicas
+    plan = Plan(shards.num_examples, batch_size, settings.periods, bool(data.eval_data_pattern))
+    rates = settings.optimizer
+    learning_rate = optimizers.LearningRate(
+        rates.base_learning_rate,
+        batch_size,
+        rates.learning_rate_schedule,
+        rates.learning_rate_decay,
+        rates.learning_rate_decay_examples,
+        rates.warmup_examples,
+        plan.total_steps,
+    )
+    sizes = make_size_schedule(settings, plan)
+    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
+    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
+    with cluster.strategy.scope():
+        classifier, optimizer, predictor = build(settings, learning_rate, is_new, sizes is not None)
+    return Job(
+        settings=settings,
+        cluster=cluster,
+        reader=reader,
+        shards=shards,
+        eval_shards=eval_shards,
+        plan=plan,
+        learning_rate=learning_rate,
+        sizes=sizes,
+        classifier=classifier,
+        optimizer=optimizer,
+        predictor=predictor,
+        state=checkpoints.TrainState(settings.train_dir, classifier, optimizer, settings.periods.keep_checkpoints),
+        has_model=has_model,
+        record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
+    )
+
+
+def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:
+    """Returns the sizes of training pictures by step; None if they do not grow.
+
+    Raises:
+        UserError: if the model does not take the first size.
+    """
+    first_size, last_size = settings.data.first_image_size, settings.model.image_size
+    if not 0 < first_size < last_size:
+        return None
+    try:
+        Classifier(dataclasses.replace(settings.model, image_size=first_size))
+    except UserError as error:
+        raise UserError(f"--first_image_size={first_size}: the model does not take that size: {error}") from error
+    return augmentation.SizeSchedule(first_size, last_size, plan.total_steps)
+
+
+def build(
+    settings: Config, learning_rate: optimizers.LearningRate, is_new: bool, any_size: bool
+) -> tuple[Classifier, keras.optimizers.Optimizer, Classifier]:
+    """Builds the model to train, its optimizer, and the model to evaluate and export.
+
+    Args:
+        settings: name the model, the loss and the optimizer.
+        learning_rate: a function of the step.
+        is_new: whether training starts with this model, and no checkpoint will be restored.
+        any_size: whether training pictures have several sizes.
+    """
+    precision, seed = settings.system.precision, settings.system.seed
+    classifier = Classifier(settings.model, seed, precision, is_new, any_size)
+    optimizer = optimizers.make_optimizer(
+        settings.optimizer.optimizer,
+        learning_rate,
+        classifier.model.trainable_variables,
+        scale_loss=precision == "mixed_float16",
+        params=settings.optimizer.optimizer_params,
+    )
+    serves_both = precision == "float32" and not any_size
+    return classifier, optimizer, classifier if serves_both else Classifier(settings.model, seed)

@@ -1,0 +1,175 @@
+"""The tools of the training loop: what takes steps, reads batches, evaluates, saves and exports."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import tensorflow as tf
+from absl import logging
+
+from cats_vs_dogs import augmentation, bad_examples, checkpoints, export_model, files, readers, train_dir, utils
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.evaluation import Evaluator
+from cats_vs_dogs.interruption import Alarm, StopRequest
+from cats_vs_dogs.job import Job
+from cats_vs_dogs.prediction import Predictor
+from cats_vs_dogs.trainer import Profiler, Trainer
+from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
+from cats_vs_dogs.training_log import TrainingLog
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What the loop works with. On workers other than the chief, those that write do nothing."""
+
+    trainer: Trainer
+    batches: Iterator
+    log: TrainingLog
+    evaluation: TrainingEvaluation | NoEvaluation
+    saver: "Saver"
+    exporter: "Exporter"
+    profiler: Profiler
+    stop: StopRequest
+
+
+class Nothing:
+    """Takes the place of an object that writes, on workers other than the chief: its methods do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class Saver:
+    """Saves the state, after the records that belong to it.
+
+    Args:
+        state: what is saved.
+        log: is flushed before.
+        alarm: interrupts the steps when it is time to save.
+    """
+
+    def __init__(self, state: checkpoints.TrainState, log: TrainingLog, alarm: Alarm):
+        self._state = state
+        self._log = log
+        self._alarm = alarm
+
+    def is_due(self) -> bool:
+        """Whether --save_checkpoint_secs have passed."""
+        return self._alarm.is_due()
+
+    def save(self) -> None:
+        """Saves, and starts to count the time to the next checkpoint."""
+        self._log.flush()
+        self._state.save()
+        self._alarm.restart()
+
+
+class Exporter:
+    """Exports the model.
+
+    Args:
+        folder: the train_dir.
+        classifier: what is trained.
+        predictor: the same model for export; gets its weights.
+    """
+
+    def __init__(self, folder: str, classifier: Classifier, predictor: Classifier):
+        self._folder = folder
+        self._classifier = classifier
+        self._predictor = predictor
+        self._exporter = export_model.ModelExporter(predictor)
+
+    def export(self, step: int, is_replaced: bool = True) -> None:
+        """Exports the model as that of a step; with `is_replaced` False, only if it is not there yet."""
+        model_dir = train_dir.export_dir(self._folder, step)
+        if not is_replaced and export_model.is_exported(model_dir):
+            return
+        logging.info("Exporting the model at step %d to %s.", step, model_dir)
+        files.make_dirs(os.path.dirname(model_dir))
+        self._predictor.copy_weights(self._classifier)
+        self._exporter.export_model(model_dir)
+
+
+def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
+    """Returns what takes the steps."""
+    num_gpus = len(tf.config.list_logical_devices("GPU"))
+    # XLA cannot synchronise batch norm across devices.
+    is_compiled = {"on": True, "off": False, "auto": num_gpus > 0 and job.cluster.num_replicas == 1}
+    return Trainer(
+        job.classifier,
+        job.optimizer,
+        job.cluster.strategy,
+        job.settings.optimizer,
+        is_compiled[job.settings.system.jit_compile],
+        interrupts,
+        measures_waiting=not job.settings.system.deterministic,
+    )
+
+
+def make_batches(job: Job, epochs_left: float) -> tf.data.Dataset:
+    """Returns the batches of the run, from the step on that it resumes from."""
+    data, seed, batch_size = job.settings.data, job.settings.system.seed, job.plan.batch_size
+
+    def change(images: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        size = job.sizes.size_at(step) if job.sizes else None
+        return augmentation.augment(images, data.augment, seed, step, rows, batch_size, size)
+
+    is_cached = use_cache(data.cache, job.reader, job.shards, epochs_left)
+    return readers.make_training_dataset(
+        job.reader,
+        job.shards,
+        readers.Order(batch_size, seed, job.settings.periods.num_epochs, job.state.step, data.num_readers),
+        readers.decode_all(job.reader, job.shards) if is_cached else None,
+        job.cluster.num_replicas,
+        job.cluster.replicas,
+        change,
+    )
+
+
+def use_cache(cache: str, reader: readers.BaseReader, shards: readers.Shards, epochs_left: float) -> bool:
+    """Returns whether to keep decoded pictures in memory, and logs why.
+
+    Args:
+        cache: "auto", "memory" or "none".
+        reader: how to read a record.
+        shards: what to read.
+        epochs_left: how many epochs remain.
+    """
+    if cache == "none" or epochs_left <= 0:
+        return False
+    needed, free = readers.decoded_bytes(reader, shards), utils.free_memory()
+    # Without the free memory itself: the same run twice has the same log.
+    size, fits = f"{needed / 2**20:,.0f} MiB", needed <= free / 4
+    if cache == "memory" or (epochs_left > 1 and fits):
+        why = f"{size}, {'at most' if fits else 'more than'} a quarter of what is free"
+        logging.info("Cache: pictures are decoded once and stay in memory (%s).", why)
+        return True
+    why = "only one epoch" if epochs_left <= 1 else f"{size}, more than a quarter of the free memory"
+    logging.info("Cache: pictures are decoded in each epoch (%s).", why)
+    return False
+
+
+def make_evaluation(job: Job, log: TrainingLog) -> TrainingEvaluation | NoEvaluation:
+    """Returns what evaluates while training."""
+    if not job.eval_shards:
+        return NoEvaluation()
+
+    def make_evaluator() -> Evaluator:
+        batches = readers.make_dataset(job.reader, job.eval_shards, batch_size=1024)
+        needed = readers.decoded_bytes(job.reader, job.eval_shards)
+        if job.settings.data.cache != "none" and needed <= utils.free_memory() / 4:
+            batches = batches.cache()
+        predictor = Predictor(job.predictor, job.cluster, batches, job.eval_shards.num_examples)
+        explain_errors = functools.partial(bad_examples.explain_read_errors, job.reader, job.eval_shards)
+        return Evaluator(predictor, explain_errors=explain_errors)
+
+    return TrainingEvaluation(
+        job.settings.train_dir,
+        make_evaluator,
+        job.predictor,
+        job.classifier,
+        job.state.progress,
+        log.rows,
+        job.settings.periods.early_stop_evals,
+    )
