@@ -79,7 +79,7 @@ class AveragePrecisionCalculator:
         return self.ap_at_n(self._predictions[0], self._actuals[0], self._top_n, self._total_positives)
 
     def _keep_top(self) -> None:
-        """Joins the pieces, of which there is at least one, into one array and drops all but the top n."""
+        """Joins the pieces into one array and keeps only the top n. Needs at least one piece."""
         predictions, actuals = np.concatenate(self._predictions), np.concatenate(self._actuals)
         if self._top_n is not None and predictions.size > self._top_n:
             kept = np.sort(np.argsort(-predictions, kind="stable")[: self._top_n])

@@ -57,6 +57,10 @@ class Plan:
         """Whether a step is logged."""
         return _is_due(step, self.periods.log_steps) or step == self.total_steps
 
+    def is_first_logged(self, step: int) -> bool:
+        """Whether a step is the first one that is logged, also by a run that resumes before it."""
+        return self.log_is_due(step) and step <= self.periods.log_steps
+
     def evaluation_is_due(self, step: int) -> bool:
         """Whether the model is evaluated after a step, because an epoch or training ends."""
         return self.evaluates and (_is_due(step, self.steps_per_epoch) or step >= self.total_steps)

@@ -230,7 +230,7 @@ def write(job: Job, tools: Tools, step: int, outputs: StepOutputs) -> tuple[bool
         tools.evaluation.run(step, is_last, lambda: bool(tools.stop))
     is_stopped, is_done = sync(job, tools, step)
     exports = plan.export_is_due(step) or is_done
-    if exports:
+    if exports or plan.is_first_logged(step):
         tools.log.log_weights(step, outputs)
     if saves or is_stopped:
         tools.saver.save()
