@@ -1,4 +1,4 @@
-"""Files on this machine and on object stores: listing, reading, and writing them whole or not at all.
+"""Files on this machine and on object stores: listing, reading, and writing them completely or not at all.
 
 A path is never taken for a pattern, except by `list_files`. TensorFlow is imported only for paths such as
 gs://bucket/name, so that a script can look at local files and fail before that import.
@@ -22,8 +22,8 @@ from cats_vs_dogs.utils import UserError
 def is_remote(path: str) -> bool:
     """Whether a path is on an object store, such as gs://bucket/name.
 
-    There an object is whole or absent by itself, a rename is a copy, folders need not be made, and each look at a file
-    costs a request or two.
+    There an object is complete or absent by itself, a rename is a copy, folders need not be made, and each look at a
+    file costs a request or two.
     """
     return "://" in path
 
@@ -286,7 +286,7 @@ def _write_local(path: str, name: str) -> Iterator[IO[str]]:
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all.
+    """Writes a JSON file, completely or not at all.
 
     Raises:
         UserError: if it cannot be written.

@@ -19,7 +19,7 @@ class Job:
     """What a run consists of, built from its settings.
 
     Attributes:
-        settings: of the run.
+        settings: the settings of the run.
         cluster: the devices to train on.
         reader: how to read a record.
         shards: what to train on.

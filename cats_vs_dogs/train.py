@@ -153,7 +153,7 @@ def log_job(job: Job, restored: str | None) -> None:
         logging.info(f"Training pictures grow: {job.sizes}.")
     if job.eval_shards:
         logging.info("Evaluating on %d examples while training.", job.eval_shards.num_examples)
-    logging.info(f"Going on from {restored}." if restored else "No checkpoint file found. Building a new model.")
+    logging.info(f"Resuming from {restored}." if restored else "No checkpoint file found. Building a new model.")
 
 
 # ---- Run: the loop, and what to type next.
@@ -307,7 +307,7 @@ def log_if_nothing_is_left(job: Job, evaluation: TrainingEvaluation | NoEvaluati
 def log_stop(step: int) -> None:
     """Says where training was stopped, and what to type to resume it."""
     arguments = [argument for argument in sys.argv if not re.match("--?start_new_model", argument)]
-    logging.info("Stopped at step %d, which is saved. To go on: python %s", step, shlex.join(arguments))
+    logging.info("Stopped at step %d, which is saved. To resume: python %s", step, shlex.join(arguments))
 
 
 def log_next_commands(folder: str, has_own_data: bool) -> None:
@@ -317,7 +317,7 @@ def log_next_commands(folder: str, has_own_data: bool) -> None:
         folder: the train_dir.
         has_own_data: whether the model was trained on something else than the sample set.
     """
-    logging.info("Done training. The model is in %s. How to go on:", folder)
+    logging.info("Done training. The model is in %s. What to type next:", folder)
     where = "" if folder == utils.TRAIN_DIR else f" --train_dir={shlex.quote(folder)}"
     for script, data in (
         ("eval.py --run_once", " --eval_data_pattern='...'"),

@@ -301,7 +301,7 @@ def _read_run(train_dir: str) -> dict[str, Any]:
 
 
 def fingerprint(record: dict[str, Any]) -> int:
-    """Returns a number that is equal on all workers of a cluster if their settings and shards are, folders aside."""
+    """Returns a number that all workers share if they have the same settings and shards; folders may differ."""
     folders = ("train_dir", "train_data_pattern", "eval_data_pattern")
     flags = {name: value for name, value in record["flags"].items() if name not in folders}
     common = [flags, bool(record["flags"]["eval_data_pattern"]), record["versions"]["tensorflow"], _shards(record)]
@@ -339,7 +339,7 @@ def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def _results_flags(record: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags of a run that change its results, as far as the present version of the kit has them."""
+    """Returns the flags that change a run's results; flags that the kit no longer has are left out."""
     without_effect = set(WITHOUT_EFFECT) | {"optimizer", "optimizer_params"}  # Compared by themselves.
     without_effect |= {field.name for field in dataclasses.fields(ModelSpec)}  # Other ones are refused.
     flags = present["flags"]

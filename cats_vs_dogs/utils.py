@@ -231,7 +231,7 @@ def accepted_arguments(
         what: its name for messages, such as "LogisticModel.create_model".
         flag: the JSON flag that `asked` came from.
         num_positional: how many positional arguments the kit passes besides.
-        offered: passed only as far as the signature names them or has `**params`.
+        offered: passed only if the signature names them or has `**params`.
         asked: each must be accepted.
 
     Raises:

@@ -83,7 +83,7 @@ BAD_RECORDS = {
 
 
 def write_between_good_ones(path, records):
-    """Writes a shard in which a good record is before and behind each of the given ones."""
+    """Writes a shard in which a good record is before and after each of the given ones."""
     good = [tfrecords.make_example(JPEG, f"{i}.jpg", 0) for i in range(len(records) + 1)]
     tfrecords.write_shard(str(path), [*itertools.chain(*zip(good, records, strict=False)), good[-1]])
     return str(path)
@@ -236,7 +236,7 @@ DAMAGE = {
     "torn in a record": (lambda data: data[: header_of(data, 6) + 50], 6, [6], "breaks off within record 6"),
     "torn in a header": (lambda data: data[: header_of(data, 6) + 5], 6, [6], "breaks off within record 6"),
     "torn in the last": (lambda data: data[:-1], 9, [9], "breaks off within record 9"),
-    "zeros behind": (
+    "zeros at the end": (
         lambda data: data[: header_of(data, 6)] + bytes(5000),
         *(6, [6], "is damaged from record 6 on (checksum)"),
     ),

@@ -207,6 +207,7 @@ def test_publishing_again_after_a_failure(tmp_path):
         assert not unfinished.exists() and not older.exists()
 
 
+@pytest.mark.slow
 def test_two_worker_processes(run_script, infer, train_dir, tmp_path):
     pattern = write_shards(tmp_path / "in", "test", num_examples=40, num_shards=2, labelled=False, bad=(7,))
     flags = [f"--model_dir={train_dir}/export", f"--input_data_pattern={pattern}", f"--output_path={tmp_path}/results"]

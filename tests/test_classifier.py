@@ -54,7 +54,7 @@ def test_the_mean_over_a_picture_and_its_mirror_image(monkeypatch):
 def test_rounding_does_not_make_a_probability_wrong(monkeypatch):
     classifier = classifier_with(monkeypatch, lambda self, predictions, labels: tf.reduce_mean(predictions))
     given = tf.constant([[1.0000002], [-3e-7], [0.25], [1.1], [-0.1], [float("nan")]])
-    expected = [[1.0], [0.0], [0.25], [1.1], [-0.1], [float("nan")]]  # The last three are the user's to mend.
+    expected = [[1.0], [0.0], [0.25], [1.1], [-0.1], [float("nan")]]  # The user has to fix the last three.
     np.testing.assert_array_equal(classifier.probability_of(given), np.array(expected, np.float32))
 
 

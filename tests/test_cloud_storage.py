@@ -108,7 +108,7 @@ def test_a_killed_chain_on_gs_ends_as_one_on_the_local_disk(run_script, gcs, pic
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     rest = [asked[name] for name in asked if name not in ("photos", "test")]
     said = run_scripts(run_script, rest, env=gcs.environment()).stderr
-    assert f"Going on from {remote}/model/model.ckpt-7." in said
+    assert f"Resuming from {remote}/model/model.ckpt-7." in said
     assert "not as an uninterrupted run would" not in said
     assert len(gcs.requests) > 470  # Of which ten were refused.
 

@@ -282,6 +282,7 @@ def test_warnings_of_a_class_without_photos_and_an_empty_validation_split(conver
     assert "no dog" not in caplog.text
 
 
+@pytest.mark.slow
 def test_the_script(run_script, fails_in_one_line, tmp_path):
     source = write_zip(tmp_path / "in.zip", KAGGLE | {"train/dog.1.jpg": JPEG[:-50]})
     arguments = (f"--images={source}", f"--output_dir={tmp_path}/out", "--validation_percent=0")

@@ -22,7 +22,7 @@ MORE = int(os.environ.get("MORE_DAMAGE", "1"))  # times as many examples
 
 
 def damages(max_examples):
-    """Calls a test with so many accidents, the same in every run, so that it fails only if the code changes."""
+    """Calls a test with this number of accidents, the same in every run, so it fails only if the code changes."""
 
     def decorate(test):
         unchecked = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -186,10 +186,11 @@ class SquaredLoss(BaseLoss):
             np.testing.assert_allclose(outputs["predictions"][:, 1], probabilities, atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path, trained):
     train(run_script, shards, tmp_path, "--max_steps=7")
     said = train(run_script, shards, tmp_path).stderr
-    assert f"Going on from {tmp_path}/model.ckpt-7." in said
+    assert f"Resuming from {tmp_path}/model.ckpt-7." in said
     (path, weights), (expected_path, expected) = weights_of(tmp_path), weights_of(trained)
     assert path.endswith("model.ckpt-20") and expected_path.endswith("model.ckpt-20")
     assert weights.keys() == expected.keys()
@@ -199,6 +200,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run_script, shards, tmp_path,
     assert "Nothing left to train: the model is at step 20, and training ends at 20. Raise --num_epochs" in said
 
 
+@pytest.mark.slow
 def test_with_and_without_cache_the_same_weights(run_script, shards, tmp_path, trained):
     trained_with_cache = train(run_script, shards, tmp_path / "a")
     assert "Cache: pictures are decoded once and stay in memory" in trained_with_cache.stderr
@@ -216,6 +218,7 @@ def test_with_and_without_cache_the_same_weights(run_script, shards, tmp_path, t
         np.testing.assert_array_equal(value, without[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_profile_and_precision(run_script, shards, tmp_path):
     train(run_script, shards, tmp_path, "--profile_steps=3,6", "--precision=mixed_bfloat16", "--model=MoeModel")
     assert list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))
@@ -284,6 +287,7 @@ def test_plain_photos_and_names_that_need_quotes(run_script, trained, tmp_path):
     assert '"a,b.jpg",' in output.read_text()
 
 
+@pytest.mark.slow
 def test_skipping_bad_examples(run_script, tmp_path):
     pattern = write_shards(tmp_path / "shards", num_examples=30, num_shards=2, bad=(4, 7))
     train_dir = tmp_path / "model"
@@ -454,7 +458,7 @@ def test_a_train_dir_of_version_2_0_resumes(run_script, tmp_path):
     flags = [f"--train_data_pattern={tmp_path}/train-*", f"--eval_data_pattern={tmp_path}/validation-*"]
     flags += [f"--train_dir={folder}", "--image_size=8", "--batch_size=8", "--num_epochs=5", "--augment=flip"]
     said = run_script("train", *flags, '--optimizer_params={"beta_1": 0.8}').stderr
-    assert f"Going on from {folder}/model.ckpt-9." in said
+    assert f"Resuming from {folder}/model.ckpt-9." in said
     changes = re.findall("was trained with (.*); it resumes", said)
     assert not any("tensorflow=" not in change and "keras=" not in change for change in changes), changes
     assert (folder / "model.ckpt-15.index").exists()
@@ -464,11 +468,12 @@ def test_a_train_dir_of_version_2_0_resumes(run_script, tmp_path):
         assert path.read_bytes() == (folder / "eval" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_path_is_not_a_pattern(run_script, shards, tmp_path):
     train_dir = tmp_path / "model [1] *?{a}"
     train(run_script, shards, train_dir, "--max_steps=3")
     said = train(run_script, shards, train_dir, "--max_steps=6", "--keep_checkpoints=1").stderr
-    assert f"Going on from {train_dir}/model.ckpt-3." in said
+    assert f"Resuming from {train_dir}/model.ckpt-3." in said
     assert [path.name for path in train_dir.iterdir() if path.suffix == ".index"] == ["model.ckpt-6.index"]
     run_script("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={shards}/validation-*", "--run_once")
     run_script("inference", f"--train_dir={train_dir}", f"--input_data_pattern={shards}/test-*")
@@ -477,6 +482,7 @@ def test_a_path_is_not_a_pattern(run_script, shards, tmp_path):
     assert [path.name for path in train_dir.iterdir() if path.suffix == ".index"] == ["model.ckpt-1.index"]
 
 
+@pytest.mark.slow
 def test_evaluation_while_training_leaves_the_history_of_eval(run_script, shards, tmp_path):
     train(run_script, shards, tmp_path, "--max_steps=3")
     pattern = f"--eval_data_pattern={shards}/validation-*"

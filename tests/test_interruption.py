@@ -107,7 +107,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
         cache = ("memory", "none")[i % 2]  # The cache does not change the result.
         how = {"kill": kill, "count": count, "num_devices": num_devices}
         said = train(run_script, shards, tmp_path / "killed", *flags, f"--cache={cache}", **how)
-        resumed_at += re.findall(r"Going on from .*model.ckpt-(\d+)", said)
+        resumed_at += re.findall(r"Resuming from .*model.ckpt-(\d+)", said)
         assert "WARNING: " not in said.replace("WARNING: All log messages", "")
     assert resumed_at == {"often": ["2", "7", "9", "13"], "each epoch": ["4", "8", "8", "16"]}[kills]
     assert_same_result(tmp_path / "killed", tmp_path / "whole")
@@ -138,7 +138,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_pa
     said = process.stderr.read()
     assert process.wait() == code
     assert time.monotonic() - asked < 10  # On an idle machine about one second, mostly Python's exit.
-    step, command = re.search(r"Stopped at step (\d+), which is saved. To go on: (.*)", said).groups()
+    step, command = re.search(r"Stopped at step (\d+), which is saved. To resume: (.*)", said).groups()
     assert int(step) % 10000 != 0
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{step}"]
     assert not (tmp_path / "export").exists()
@@ -146,13 +146,14 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(run_script, shards, tmp_pa
     said = run_script(
         "", command=["bash", "-c", f"{shlex.join(forked_python())} {command.removeprefix('python ')} {more}"]
     ).stderr
-    assert f"Going on from {tmp_path}/model.ckpt-{step}." in said
+    assert f"Resuming from {tmp_path}/model.ckpt-{step}." in said
 
 
-def test_the_way_to_go_on_does_not_begin_anew(run_script, shards, tmp_path):
+@pytest.mark.slow
+def test_the_command_to_resume_does_not_start_a_new_model(run_script, shards, tmp_path):
     process = start(shards, tmp_path, "--num_epochs=100000", "--log_steps=50", "--start_new_model")
     process.send_signal(signal.SIGTERM)
-    assert "start_new_model" not in process.stderr.read().partition("To go on: ")[2]
+    assert "start_new_model" not in process.stderr.read().partition("To resume: ")[2]
     assert process.wait() == 143
 
 
@@ -214,7 +215,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(run_script, fails_in_one_l
     assert "is the disk full?" in said
     assert list((tmp_path / "export").iterdir()) == []
     said = run_script("train", *flags).stderr
-    assert f"Going on from {tmp_path}/model.ckpt-20." in said
+    assert f"Resuming from {tmp_path}/model.ckpt-20." in said
     assert (tmp_path / "export" / "step_20" / "saved_model.pb").exists()
 
 

@@ -42,7 +42,7 @@ def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=F
 
 
 def run_steps(trainer, batches, num_steps):
-    """The outputs of the last of so many steps; the first call takes only one."""
+    """The outputs of the last of several steps; the first call takes only one."""
     while num_steps:
         outputs = trainer.run_steps(batches, num_steps)
         num_steps -= outputs.num_steps

@@ -1,4 +1,4 @@
-"""What is not exact any more when a model goes on is said, and nothing else."""
+"""A resumed run warns of what makes it inexact, and of nothing else."""
 
 import json
 

@@ -127,6 +127,7 @@ def test_setup_needs_no_other_file(tmp_path):
     assert process.stdout.splitlines()[-1] == "2.0.0", process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcloud") or not shutil.which("curl"), reason="needs gcloud and curl")
 def test_every_cloud_command_works(clone, tmp_path):
     """The section "Google Cloud" in one shell, in its order; what it asks of the service is looked at."""

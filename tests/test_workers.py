@@ -138,9 +138,9 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
         last = said.strip().splitlines()[-1]
         assert last.startswith("error: another worker of the cluster was lost (this is worker "), came
         assert "Traceback" not in said, came
-        resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
+        resumed_at += re.findall(r"Resuming from .*ckpt-(\d+)", said)
     for said in Workers(shards, tmp_path, *flags).end(0, 0):
-        resumed_at += re.findall(r"Going on from .*ckpt-(\d+)", said)
+        resumed_at += re.findall(r"Resuming from .*ckpt-(\d+)", said)
     assert resumed_at == ["5", "10", "10"]
     resumed, expected = values_of(tmp_path / LAST), values_of(whole[0] / LAST)
     for name in expected:
