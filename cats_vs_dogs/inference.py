@@ -46,7 +46,8 @@ def define_flags() -> None:
         module_name="data",
     )
     config.define_bad_examples_flag(
-        "them in <output_file>.bad_examples.csv. A missing id, or one that came before, counts as bad."
+        "them in <output_file>.bad_examples.csv. An id that the CSV cannot have, such as one that came before, counts "
+        "as bad."
     )
     flags.DEFINE_integer(
         "num_readers",
@@ -60,7 +61,7 @@ def define_flags() -> None:
         "The CSV file for the predictions. Empty: predictions.csv in train_dir.",
         module_name="output",
     )
-    submission.define_output_column()
+    submission.define_flags()
     flags.DEFINE_integer("batch_size", 1024, "Number of examples per batch.", 1, 2**31 - 1, module_name="machine")
 
 
@@ -88,6 +89,7 @@ def predict(
             if progress.disable:
                 seconds = time.monotonic() - start
                 logging.info("num examples processed: %d elapsed seconds: %.2f", writer.num_rows, seconds)
+    writer.finish()
     return first
 
 
@@ -123,7 +125,7 @@ def are_pictures(paths: Sequence[str]) -> bool:
 def main() -> None:
     """Predicts what the flags name."""
     train_dir, pattern, output_file = FLAGS.train_dir, FLAGS.input_data_pattern, FLAGS.output_file
-    output_column, batch_size = FLAGS.output_column, FLAGS.batch_size
+    submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
     config.require_model(train_dir)
     utils.import_tensorflow()
@@ -144,11 +146,13 @@ def main() -> None:
     with files.atomic_write(output_file, "output_file") as output:
         has_pictures = are_pictures(paths)
         if has_pictures:
-            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag)
+            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag, submission_format)
             batches = readers.make_picture_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_picture_errors(reader, shards)
         else:
-            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, bad_examples_flag, unique_ids=True)
+            shards = bad_examples.open_shards(
+                pattern, "input_data_pattern", reader, bad_examples_flag, submission_format
+            )
             batches = readers.make_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_read_errors(reader, shards)
         cluster = distribution.local_devices()
@@ -159,8 +163,8 @@ def main() -> None:
         bad_examples.write_bad_examples(shards, bad_path)
         with errors:
             predictor = Predictor(classifier, cluster, batches, shards.num_examples)
-            writer = submission.Writer(output, output_column)
-            first = predict(predictor, writer, bad_examples.make_id_check(shards))
+            writer = submission.Writer(output, output_column, submission_format)
+            first = predict(predictor, writer, bad_examples.make_id_check(shards, submission_format))
     if has_pictures and sys.stdout.isatty():
         print(*table(first, writer, output_file), sep="\n", flush=True)
     missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""

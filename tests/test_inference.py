@@ -27,10 +27,11 @@ def train_dir(tmp_path_factory):
 def infer(train_dir, tmp_path, monkeypatch):
     """Returns a function that predicts what a pattern matches, below tmp_path, and returns the rows and the list."""
 
-    def run(pattern, bad_examples="fail"):
+    def run(pattern, bad_examples="fail", submission_format="2017"):
         output = tmp_path / "out.csv"
         names = {"train_dir": train_dir, "output_file": str(output), "input_data_pattern": str(tmp_path / pattern)}
         others = {"output_column": "probability", "batch_size": 3, "bad_examples": bad_examples, "flip_average": False}
+        others["submission"] = submission_format
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()
         listed = tmp_path / "out.csv.bad_examples.csv"
@@ -83,6 +84,38 @@ def test_ambiguous_ids(infer, tmp_path, caplog):
     caplog.clear()
     assert infer("in/test-0")[1] is None  # The older list is deleted.
     assert f"The output file was written to {tmp_path}/out.csv: 4 rows\n" in caplog.text
+
+
+def test_kaggle_of_shards(infer, tmp_path):
+    write_test_shards(tmp_path / "in", ["12.jpg", "1.jpg"], ["2.jpg", "cover.jpg", "0.jpg"], ["01.png", "3.jpg"])
+    _, second, third = (tmp_path / "in" / f"test-{number}" for number in range(3))
+    (tmp_path / "out.csv").write_text("older")
+    no_number = "its id is not a number, such as 12.jpg, which --submission=kaggle needs"
+    twice = f"its number is that of 1.jpg, which came before, in {tmp_path}/in/test-0: record 1"
+    with pytest.raises(UserError) as error:
+        infer("in/*", submission_format="kaggle")
+    advice = "fix or remove it, or pass --bad_examples=skip"
+    assert str(error.value) == f"{second}: record 1 (cover.jpg): {no_number}; {advice}"
+    with pytest.raises(UserError) as error:
+        infer("in/*[02]", submission_format="kaggle")
+    assert str(error.value) == f"{third}: record 0 (01.png): {twice}; {advice}"
+    assert (tmp_path / "out.csv").read_text() == "older"
+    rows, listed = infer("in/*", "skip", "kaggle")
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "12"]
+    assert listed == [[str(second), "1", "cover.jpg", no_number], [str(third), "0", "01.png", twice]]
+
+
+def test_kaggle_of_pictures(infer, tmp_path, monkeypatch):
+    folder = tmp_path / "test1"
+    folder.mkdir()
+    for name in ("10.jpg", "2.jpg", "cover.jpg"):
+        (folder / name).write_bytes(JPEG)
+    rows, listed = infer("test1/*", "skip", "kaggle")
+    assert [row[0] for row in rows] == ["2", "10"]
+    assert [row[2] for row in listed] == ["cover.jpg"]
+    monkeypatch.setattr(inference, "predict", None)  # The ids are checked before the first prediction.
+    with pytest.raises(UserError, match="^.*/cover.jpg: record 0 .cover.jpg.: its id is not a number, such as 12.jpg"):
+        infer("test1/*", submission_format="kaggle")
 
 
 def test_damaged_shards(infer, tmp_path):
