@@ -32,6 +32,10 @@ FLAGS = flags.FLAGS
 # A float32 sum of probabilities can be slightly above 1. Any value further away is no probability.
 _ROUNDING = 1e-6
 
+_LINES_ADVICE = (
+    "name result files of a batch prediction, unpacked, with one prediction in each line, or fetch a damaged file again"
+)
+
 _BATCH_SIZE = 1024  # Rows that are written at once.
 
 
@@ -82,6 +86,7 @@ def convert(
         UserError: if a line cannot be read, an id is used twice, or no file holds a prediction.
     """
     paths = _without_statistics(files.list_files(pattern, "json_prediction_files_pattern"), pattern)
+    files.check_not_input(csv_output_file, "csv_output_file", paths)
     with files.atomic_write(csv_output_file, "csv_output_file") as output:
         writer = submission.Writer(output, output_column, submission_format)
         predictions = read_predictions(paths, submission_format)
@@ -177,9 +182,9 @@ def parse_line(line: bytes | str) -> tuple[str, float]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); the file is damaged or holds no predictions: fetch it again") from error
+        raise ValueError(f"not JSON ({error}); {_LINES_ADVICE}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}")
+        raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}; {_LINES_ADVICE}")
     if "error" in row:
         raise ValueError(f"the service could not predict it: {_short(row['error'])}; run the prediction again")
     prediction = row.get("prediction", row)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from cats_vs_dogs.utils import UserError
@@ -99,7 +99,7 @@ def list_files(pattern: str, flag: str) -> list[str]:
         flag: name of the flag that gave the pattern, for messages.
 
     Raises:
-        UserError: if the pattern matches no file.
+        UserError: if the pattern matches no file, or one whose name TensorFlow and a CSV cannot have.
     """
     try:
         files = _glob_remote(pattern) if is_remote(pattern) else _glob_local(pattern)
@@ -114,7 +114,30 @@ def list_files(pattern: str, flag: str) -> list[str]:
     if not files:
         where = "" if os.path.isabs(pattern) or is_remote(pattern) else f" (looked for in {os.getcwd()})"
         raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
+    for path in files:
+        try:
+            path.encode()
+        except (
+            UnicodeEncodeError
+        ) as error:  # Such as the names in a ZIP of Korean Windows, unpacked without "-O cp949".
+            raise UserError(f"--{flag}={pattern}: matches {path!a}, whose name is not UTF-8; rename it") from error
     return files
+
+
+def check_not_input(path: str, flag: str, inputs: Iterable[str]) -> None:
+    """Checks that an output does not replace a file that it is made from.
+
+    Args:
+        path: where the output will be.
+        flag: the flag that named it.
+        inputs: paths of the files that are read.
+
+    Raises:
+        UserError: if it does.
+    """
+    real_path, name = os.path.realpath(path), os.path.basename(path)
+    if any(os.path.basename(one) == name and os.path.realpath(one) == real_path for one in inputs):
+        raise UserError(f"--{flag}={path}: is one of the input files; name another file")
 
 
 def _glob_local(pattern: str) -> list[str]:

@@ -142,6 +142,7 @@ def main() -> None:
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
     paths = files.list_files(pattern, "input_data_pattern")
+    files.check_not_input(output_file, "output_file", paths)
     logging.info("number of input files: %d", len(paths))
     with files.atomic_write(output_file, "output_file") as output:
         has_pictures = are_pictures(paths)

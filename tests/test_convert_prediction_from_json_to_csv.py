@@ -1,6 +1,7 @@
 """The converter from JSON predictions to the CSV, on lines of the three formats that it reads."""
 
 import base64
+import gzip
 import json
 import subprocess
 import sys
@@ -169,6 +170,32 @@ def test_deeply_nested_lists_are_an_error_in_one_line():
     for depth in range(900, 1000):  # Python reads about 1,000 levels, and writes fewer.
         with pytest.raises(ValueError, match="not JSON|is missing in"):
             converter.parse_line('{"x": ' + "[" * depth + "]" * depth + "}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(line_2017("a", [1], [0.5]).encode()),
+        "\n".join([line_2017("a", [1], [0.5])] * 2).encode("utf-16"),
+        json.dumps([json.loads(line_2017("a", [1], [0.5]))]).encode(),
+        json.dumps(json.loads(line_2017("a", [1], [0.5])), indent=4).encode(),
+        b"Id,Category\na,1\n",
+    ],
+)
+def test_files_that_do_not_hold_lines_of_json(tmp_path, content):
+    (tmp_path / "results").write_bytes(content)
+    with pytest.raises(UserError, match="/results: line 1: .*unpacked, with one prediction in each line, or fetch a"):
+        converter.convert(str(tmp_path / "results"), str(tmp_path / "out.csv"))
+
+
+def test_the_csv_replaces_no_input(convert, tmp_path):
+    line = line_2017("a", [1], [0.5])
+    (tmp_path / "prediction.0").write_text(line)
+    (tmp_path / "folder").mkdir()
+    for output in (f"{tmp_path}/prediction.0", f"{tmp_path}/folder/../prediction.0"):
+        with pytest.raises(UserError, match=f"^--csv_output_file={output}: is one of the input files; name another"):
+            converter.convert(str(tmp_path / "pred*"), output)
+    assert (tmp_path / "prediction.0").read_text() == line
 
 
 def test_an_empty_file_among_others_is_no_error(convert, tmp_path):

@@ -1,5 +1,6 @@
 """What evaluation reports, and the list of its mistakes."""
 
+import glob
 import itertools
 import json
 import types
@@ -79,6 +80,9 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
         evaluate(f"{tmp_path}/gone/wrong.csv", False, "/nowhere")
     with pytest.raises(UserError, match=f"^--mistakes_file={tmp_path}: is a folder"):
         evaluate(str(tmp_path), False, "/nowhere")
+    shard = glob.glob(pattern)[0]
+    with pytest.raises(UserError, match=f"^--mistakes_file={shard}: is one of the input files; name another file"):
+        evaluate(shard, False)
 
     metrics = {flip_average: evaluate(str(path), flip_average) for flip_average in (True, False)}
     assert [metrics[flip_average]["flip_average"] for flip_average in metrics] == [True, False]

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import os
 import sys
 import types
 
@@ -116,6 +117,33 @@ def test_kaggle_of_pictures(infer, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "predict", None)  # The ids are checked before the first prediction.
     with pytest.raises(UserError, match="^.*/cover.jpg: record 0 .cover.jpg.: its id is not a number, such as 12.jpg"):
         infer("test1/*", submission_format="kaggle")
+
+
+def test_the_csv_replaces_no_input(infer, tmp_path):
+    (tmp_path / "out.csv").write_bytes(JPEG)
+    (tmp_path / "photo.jpg").write_bytes(JPEG)
+    with pytest.raises(UserError, match=f"^--output_file={tmp_path}/out.csv: is one of the input files; name another"):
+        infer("*.*")
+    assert (tmp_path / "out.csv").read_bytes() == JPEG
+
+
+def test_names_that_no_csv_can_have(infer, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(JPEG)
+    with open(os.path.join(os.fsencode(folder), b"\xb0\xed.jpg"), "wb") as file:
+        file.write(JPEG)
+    for bad_examples in ("fail", "skip"):
+        with pytest.raises(UserError, match="in/.udcb0.udced.jpg', whose name is not UTF-8; rename it$"):
+            infer("in/*", bad_examples)
+    (folder / "2\n.jpg").write_bytes(JPEG)
+    with pytest.raises(
+        UserError, match="2\n.jpg.: its id has a line break; fix or remove it, or pass --bad_examples=s"
+    ):
+        infer("in/[12]*")
+    rows, listed = infer("in/[12]*", "skip")
+    assert [row[0] for row in rows] == ["1.jpg"]
+    assert [row[2:] for row in listed] == [["2\n.jpg", "its id has a line break"]]
 
 
 def test_damaged_shards(infer, tmp_path):
