@@ -77,6 +77,9 @@ def predict(
 
     Returns:
         Id and probability of a dog of the first examples, for the terminal.
+
+    Raises:
+        UserError: if there are more or fewer examples than the predictor expects.
     """
     first, start = [], time.monotonic()
     with terminal.progress_bar(predictor.num_examples, " pictures", "predicting") as progress:
@@ -89,6 +92,11 @@ def predict(
             if progress.disable:
                 seconds = time.monotonic() - start
                 logging.info("num examples processed: %d elapsed seconds: %.2f", writer.num_rows, seconds)
+    if predictor.num_examples not in (None, writer.num_rows):
+        raise utils.UserError(
+            f"{writer.num_rows} examples predicted, but {predictor.num_examples} counted at the start: the input files "
+            "have changed since then; run inference.py again"
+        )
     writer.finish()
     return first
 

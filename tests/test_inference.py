@@ -9,7 +9,7 @@ import types
 import pytest
 from conftest import jpeg, write_shards
 
-from cats_vs_dogs import checkpoints, inference, tfrecords
+from cats_vs_dogs import bad_examples, checkpoints, inference, tfrecords
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
@@ -119,6 +119,24 @@ def test_kaggle_of_pictures(infer, tmp_path, monkeypatch):
         infer("test1/*", submission_format="kaggle")
 
 
+@pytest.mark.parametrize("num_after", [1, 5])
+def test_a_shard_that_changes_while_it_is_predicted(infer, tmp_path, monkeypatch, num_after):
+    write_test_shards(tmp_path / "in", ["a", "b", "c"])
+    make_id_check = bad_examples.make_id_check
+
+    def change(*args):
+        records = [tfrecords.make_example(JPEG, str(number), None) for number in range(num_after)]
+        tfrecords.write_shard(str(tmp_path / "in" / "test-0"), records)
+        return make_id_check(*args)
+
+    monkeypatch.setattr(bad_examples, "make_id_check", change)
+    with pytest.raises(
+        UserError, match=f"^{num_after} examples predicted, but 3 counted at the start: the input files"
+    ):
+        infer("in/*")
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_the_csv_replaces_no_input(infer, tmp_path):
     (tmp_path / "out.csv").write_bytes(JPEG)
     (tmp_path / "photo.jpg").write_bytes(JPEG)
@@ -133,9 +151,9 @@ def test_names_that_no_csv_can_have(infer, tmp_path):
     (folder / "1.jpg").write_bytes(JPEG)
     with open(os.path.join(os.fsencode(folder), b"\xb0\xed.jpg"), "wb") as file:
         file.write(JPEG)
-    for bad_examples in ("fail", "skip"):
+    for flag in ("fail", "skip"):
         with pytest.raises(UserError, match="in/.udcb0.udced.jpg', whose name is not UTF-8; rename it$"):
-            infer("in/*", bad_examples)
+            infer("in/*", flag)
     (folder / "2\n.jpg").write_bytes(JPEG)
     with pytest.raises(
         UserError, match="2\n.jpg.: its id has a line break; fix or remove it, or pass --bad_examples=s"
