@@ -30,6 +30,9 @@ OUTPUT_COLUMNS = ("category", "probability")
 # The values of --submission, and what the second column of each holds if --output_column is not given.
 FORMATS = {"2017": "category", "kaggle": "probability"}
 
+# The least and greatest probabilities that are written, normal numbers of float32.
+_INSIDE = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
+
 # Kaggle scores the log loss, which is infinite for a wrong answer of exactly 0 or 1. With this bound a wrong answer
 # costs at most 16.1, and a right one at most 1e-7 more than without. A float32 cannot come much closer to 1.
 _KAGGLE_BOUND = 1e-7
@@ -132,14 +135,18 @@ class Writer:
 def probability_texts(probabilities: np.ndarray) -> list[str]:
     """Returns the shortest decimals that become the same float32 again, such as "0.99999994" or "1e-08".
 
+    Exactly 0 and 1 become the next normal float32 inside (0, 1): no model is that sure, but a float32 rounds a very
+    sure answer to them, and the log loss of a mistake would be infinite.
+
     This is `str` of each float32 in less than half of the time: "%.9g" has enough digits for each float32, and omits
     the zeros at the end of a value that needs fewer.
 
     Args:
-        probabilities: float [n], in [0, 1]. A float64 that is no float32, as JSON can hold it, keeps all its digits.
+        probabilities: float [n], in [0, 1]. A float64 that is not a float32, as JSON can hold it, keeps all its digits.
     """
+    probabilities = np.clip(probabilities, *_INSIDE)
     single, double = probabilities.astype(np.float32), probabilities.astype(np.float64)
-    exponents = np.floor(np.log10(np.maximum(double, np.finfo(np.float32).smallest_subnormal)))
+    exponents = np.floor(np.log10(double))
     values = double
     for num_digits in (8, 7, 6):
         scale = 10 ** (num_digits - 1 - exponents)

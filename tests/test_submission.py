@@ -34,10 +34,10 @@ def test_rows_of_both_columns():
 
 
 def test_probabilities_of_any_shape_and_precision():
-    expected = "Id,Probability\na,0.1\nb,1\n"
+    expected = "Id,Probability\na,0.1\nb,1e-12\n"
     for dtype in (np.float32, np.float64):
         for shape in ([2], [2, 1]):
-            assert write("probability", (["a", "b"], np.reshape(np.array([0.1, 1], dtype), shape)))[1] == expected
+            assert write("probability", (["a", "b"], np.reshape(np.array([0.1, 1e-12], dtype), shape)))[1] == expected
 
 
 def test_no_rows():
@@ -61,17 +61,25 @@ def test_a_probability_comes_back_exactly(dtype):
     near_one = 1 - np.arange(1000) * 2.0**-24
     short = np.concatenate([np.arange(1001) / 1000, 10.0 ** -np.arange(38)])
     values = np.concatenate([all_bits, sigmoid, near_one, short]).astype(np.float32)
+    values = values[(values >= np.finfo(np.float32).tiny) & (values < 1)]
+    assert len(values) > 190_000
     texts = submission.probability_texts(values.astype(dtype))
     assert np.array_equal(np.array([float(text) for text in texts]).astype(np.float32), values)
-    normal = values >= np.finfo(np.float32).tiny  # Smaller ones have fewer digits than the texts.
-    shortest = [Decimal(str(value)) for value in values[normal]]
-    assert [Decimal(text) for text in np.array(texts)[normal].tolist()] == shortest
+    assert [Decimal(text) for text in texts] == [Decimal(str(value)) for value in values]
     assert submission.probability_texts(values[:0]) == []
 
 
 def test_a_probability_that_is_no_float32_keeps_its_digits():
-    values = np.array([0.8, 1 - 1e-12, 1e-300, 0.5])
-    assert submission.probability_texts(values) == ["0.8", "0.999999999999", "1e-300", "0.5"]
+    values = np.array([0.8, 0.123456789012, 1e-30, 0.5])
+    assert submission.probability_texts(values) == ["0.8", "0.123456789012", "1e-30", "0.5"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sure_answer_is_kept_apart_from_0_and_1(dtype):
+    values = np.array([0, 1, np.nextafter(np.float32(0), np.float32(1)), np.finfo(np.float32).tiny, 1 - 2**-24], dtype)
+    least, greatest = "1.1754944e-38", "0.99999994"
+    assert submission.probability_texts(values) == [least, greatest, least, least, greatest]
+    assert submission.probability_texts(np.array([1 - 1e-12, 1e-300])) == [greatest, least]
 
 
 def test_ids_that_csv_readers_get_back():
