@@ -30,8 +30,8 @@ OUTPUT_COLUMNS = ("category", "probability")
 # The values of --submission, and what the second column of each holds if --output_column is not given.
 FORMATS = {"2017": "category", "kaggle": "probability"}
 
-# The least and greatest probabilities that are written, normal numbers of float32.
-_INSIDE = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
+# How exactly 0 and 1 are written, see `probability_texts`.
+_EXACTLY = {"0.0": "1e-46", "1.0": "0.99999999"}
 
 # Kaggle scores the log loss, which is infinite for a wrong answer of exactly 0 or 1. With this bound a wrong answer
 # costs at most 16.1, and a right one at most 1e-7 more than without. A float32 cannot come much closer to 1.
@@ -87,10 +87,10 @@ class Writer:
         if self._output_column not in OUTPUT_COLUMNS:
             raise ValueError(f"output_column={output_column}: must be one of {', '.join(OUTPUT_COLUMNS)}")
         self.num_cats = self.num_dogs = 0
-        self._output = output
+        self._rows = csv.writer(output, lineterminator="\n")
         self._is_kaggle = submission_format == "kaggle"
         self._kaggle_rows: list[tuple[int, Any]] = []  # Kept until `finish` sorts them.
-        self._write_rows([("id", "label") if self._is_kaggle else ("Id", self._output_column.capitalize())])
+        self._rows.writerow(("id", "label") if self._is_kaggle else ("Id", self._output_column.capitalize()))
 
     @property
     def num_rows(self) -> int:
@@ -114,47 +114,30 @@ class Writer:
         if self._is_kaggle:
             self._kaggle_rows += zip(map(kaggle_number, ids), column, strict=True)
         else:
-            self._write_rows(list(zip(ids, column, strict=True)))
+            self._rows.writerows(zip(ids, column, strict=True))
         num_dogs = int(np.count_nonzero(is_dog))
         self.num_dogs += num_dogs
         self.num_cats += len(dog) - num_dogs
 
     def finish(self) -> None:
         """Writes the rows that wait for the last batch: Kaggle's are sorted by number."""
-        self._write_rows(sorted(self._kaggle_rows))
+        self._rows.writerows(sorted(self._kaggle_rows))
         self._kaggle_rows = []
-
-    def _write_rows(self, rows: list[tuple[Any, Any]]) -> None:
-        text = "".join([f"{first},{second}\n" for first, second in rows])
-        if '"' not in text and "\r" not in text and text.count(",") == text.count("\n") == len(rows):
-            self._output.write(text)
-        else:  # Values that need quotes. Three times as slow.
-            csv.writer(self._output, lineterminator="\n").writerows(rows)
 
 
 def probability_texts(probabilities: np.ndarray) -> list[str]:
     """Returns the shortest decimals that become the same float32 again, such as "0.99999994" or "1e-08".
 
-    Exactly 0 and 1 become the next normal float32 inside (0, 1): no model is that sure, but a float32 rounds a very
-    sure answer to them, and the log loss of a mistake would be infinite.
-
-    This is `str` of each float32 in less than half of the time: "%.9g" has enough digits for each float32, and omits
-    the zeros at the end of a value that needs fewer.
+    A very sure answer is rounded to exactly 0 or 1 in float32, and the log loss of a mistake would be infinite. These
+    two are written so that they are the same as float32, but inside (0, 1) as float64.
 
     Args:
         probabilities: float [n], in [0, 1]. A float64 that is not a float32, as JSON can hold it, keeps all its digits.
     """
-    probabilities = np.clip(probabilities, *_INSIDE)
-    single, double = probabilities.astype(np.float32), probabilities.astype(np.float64)
-    exponents = np.floor(np.log10(double))
-    values = double
-    for num_digits in (8, 7, 6):
-        scale = 10 ** (num_digits - 1 - exponents)
-        rounded = np.rint(double * scale) / scale
-        values = np.where(rounded.astype(np.float32) == single, rounded, values)
-    texts = [f"{value:.9g}" for value in values.tolist()]
-    for index in np.flatnonzero(single != double):
-        texts[index] = repr(float(double[index]))
+    texts = []
+    for single, double in zip(probabilities.astype(np.float32), probabilities.astype(np.float64), strict=True):
+        text = str(single if single == double else double)
+        texts.append(_EXACTLY.get(text, text))
     return texts
 
 

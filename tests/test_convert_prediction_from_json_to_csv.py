@@ -83,7 +83,7 @@ def test_rows_keep_the_order_of_files_and_lines(convert):
 
 def test_probability_column_and_quotes(convert):
     lines = [line_vertex('고양이, "나비".jpg', [0, 1], [0.75, 0.25]), line_vertex("b.jpg", [1], [1.0000001])]
-    expected = 'Id,Probability\n"고양이, ""나비"".jpg",0.25\nb.jpg,0.99999994\n'
+    expected = 'Id,Probability\n"고양이, ""나비"".jpg",0.25\nb.jpg,0.99999999\n'
     assert convert({"prediction.results-0": lines}, "probability") == expected
 
 
@@ -92,7 +92,7 @@ def test_probabilities_keep_their_digits(convert):
     values = [exact, 0.8, 0.9999999403953552, 0.123456789012, 1e-12, 1]
     lines = [line_2017(str(number), [0, 1], [1 - value, value]) for number, value in enumerate(values)]
     rows = convert({"prediction.results-0": lines}, "probability").splitlines()[1:]
-    assert rows == ["0,0.8", "1,0.8", "2,0.99999994", "3,0.123456789012", "4,1e-12", "5,0.99999994"]
+    assert rows == ["0,0.8", "1,0.8", "2,0.99999994", "3,0.123456789012", "4,1e-12", "5,0.99999999"]
 
 
 def test_kaggle(convert, tmp_path):
