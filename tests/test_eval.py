@@ -64,7 +64,7 @@ def test_mistakes_keep_ids_and_digits(tmp_path):
 
 def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
     train_dir = str(tmp_path / "model")
-    classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area"), seed=2)
+    classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area", seed=2))
     checkpoints.save_best(classifier, train_dir, 7, {})
     path, pattern = tmp_path / "wrong.csv", write_shards(tmp_path / "shards", num_examples=24)
 
