@@ -45,6 +45,13 @@ def seeded(seed: int) -> Iterator[None]:
         tf.random.set_seed(None if tensorflow_seed == _UNSEEDED else tensorflow_seed)
 
 
+def _use_keras_defaults() -> None:
+    """Sets Keras' defaults for this process, whatever the user's keras.json says: they are part of what a model is."""
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+
+
 @contextlib.contextmanager
 def _dtype_policy(precision: str) -> Iterator[None]:
     """Gives the layers that are built inside the block a precision. They keep it; the process does not."""
@@ -81,6 +88,7 @@ class Classifier:
         flip_average: bool = False,
     ):
         model_class, loss_class = find_classes(spec)
+        _use_keras_defaults()
         self.spec = spec
         self.flip_average = flip_average
         image_size = None if any_size else spec.image_size

@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     Returns:
         The arguments that are not flags of the script.
     """
+    _use_utf8()
     defined = flags.FLAGS.flags_by_module_dict()
     for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
         delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
@@ -75,6 +76,24 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             _exit_with_error(f"--{name}={value}: must be a finite number")
     return others
+
+
+def _use_utf8() -> None:
+    """Starts this script again in Python's UTF-8 mode if Python takes paths for another encoding, such as ASCII.
+
+    TensorFlow takes paths for UTF-8 always. A notebook, whose process is not this script's, is left as it is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # A notebook's stream.
+            stream.reconfigure(errors="backslashreplace")  # A name that a terminal cannot show is no error.
+    names = {sys.argv[0], f"cats_vs_dogs.{os.path.basename(sys.argv[0]).removesuffix('.py')}"}  # The latter with -m.
+    is_own_process = bool(names & set(sys.orig_argv))
+    if sys.getfilesystemencoding() == "utf-8" or not is_own_process or not sys.executable:
+        return
+    if "utf8" in sys._xoptions:
+        _exit_with_error("-X utf8=0: paths must be UTF-8; leave the option out")
+    os.environ["PYTHONUTF8"] = "1"  # For processes that this one starts.
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -112,7 +131,19 @@ def import_tensorflow() -> None:
     TensorFlow writes them from C++, before its log level applies. A child process filters stderr meanwhile, so that
     any other line is shown even if the import ends this process.
     """
-    if "tensorflow" in sys.modules or not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+    if "tensorflow" in sys.modules:
+        return
+    with _explain_keras_json(), _without_startup_lines():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+
+
+@contextlib.contextmanager
+def _without_startup_lines() -> Iterator[None]:
+    """Leaves TensorFlow's start-up lines out of what the block writes to stderr."""
+    if not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+        yield
         return
     reader, writer = os.pipe()
     child = os.fork()
@@ -128,13 +159,23 @@ def import_tensorflow() -> None:
     os.dup2(writer, 2)
     os.close(writer)
     try:
-        import tensorflow as tf
-
-        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.waitpid(child, 0)
+
+
+@contextlib.contextmanager
+def _explain_keras_json() -> Iterator[None]:
+    """Ends the process with one line if TensorFlow, when it is imported, cannot use the user's keras.json."""
+    try:
+        yield
+    except (AssertionError, AttributeError, TypeError, ValueError, OSError) as error:
+        path = os.path.join(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")), "keras.json")
+        if not os.path.exists(path):
+            raise
+        _exit_with_error(f"{path}: TensorFlow cannot be imported with it; delete it ({type(error).__name__}: {error})")
 
 
 class _LineFormatter(python_logging.Formatter):
