@@ -100,20 +100,47 @@ def run_main(main: Callable[[], None]) -> None:
     """Runs a script whose flags have been read, and ends the process with a proper exit code."""
 
     def guarded_main(unused_argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().setFormatter(_LineFormatter())
-        logging.get_absl_handler().addFilter(_is_ours_or_grave)
-        python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
-        # As an exception, so that temporary files are deleted.
-        signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
         try:
-            main()
+            with _exit_on_sigterm():
+                main()
         except UserError as error:
             _exit_with_error(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded_main, flags_parser=lambda argv: argv)
+    with _own_logging():
+        app.run(guarded_main, flags_parser=lambda argv: argv)
+
+
+@contextlib.contextmanager
+def _own_logging() -> Iterator[None]:
+    """Logs as scripts do inside the block. A notebook, which runs scripts in its own process, then logs as before."""
+    root, tensorflow, handler = python_logging.root, python_logging.getLogger("tensorflow"), logging.get_absl_handler()
+    handlers, level, verbosity = root.handlers[:], tensorflow.level, logging.get_verbosity()
+    formatter = handler.formatter
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler.setFormatter(_LineFormatter())
+    handler.addFilter(_is_ours_or_grave)
+    tensorflow.setLevel(python_logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        logging.set_verbosity(verbosity)
+        handler.setFormatter(formatter)
+        handler.removeFilter(_is_ours_or_grave)
+        tensorflow.setLevel(level)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an exception inside the block, so that temporary files are deleted."""
+    before = signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 # What TensorFlow writes to stderr, past its log level, when it starts on a machine without a GPU.
