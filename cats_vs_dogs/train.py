@@ -10,7 +10,9 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 from cats_vs_dogs import config, utils
 
@@ -23,14 +25,16 @@ import math
 import re
 import shlex
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 from absl import flags, logging
+from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
 from cats_vs_dogs import bad_examples, distribution, files, train_dir
 from cats_vs_dogs.classifier import find_classes, seeded
-from cats_vs_dogs.config import Config
+from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job, look
@@ -52,15 +56,27 @@ def main() -> None:
     """Trains what the flags name. The one place that reads FLAGS."""
     logging.info("Tensorflow version: %s.", tf.__version__)
     settings = config.read(flags.FLAGS)
-    tf.debugging.set_log_device_placement(settings.system.log_device_placement)
-    if settings.system.deterministic:
-        tf.config.experimental.enable_op_determinism()
     find_classes(settings.model)
-    cluster = distribution.join_cluster()
-    with cluster.explain_lost_workers():
-        stop_signal = train(settings, cluster)
+    with calculating_as_asked(settings.system):
+        cluster = distribution.join_cluster()
+        with cluster.explain_lost_workers():
+            stop_signal = train(settings, cluster)
     if stop_signal:
         sys.exit(128 + stop_signal)
+
+
+@contextlib.contextmanager
+def calculating_as_asked(system: SystemConfig) -> Iterator[None]:
+    """Sets how TensorFlow calculates inside the block; a notebook may run something else after it."""
+    tf.debugging.set_log_device_placement(system.log_device_placement)
+    if system.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        tf.debugging.set_log_device_placement(False)
+        if system.deterministic:
+            disable_op_determinism()
 
 
 def train(settings: Config, cluster: Cluster) -> int | None:
