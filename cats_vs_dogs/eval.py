@@ -50,7 +50,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "eval_data_pattern",
         "",
-        "File pattern of the labelled shards. Empty: the kit's own sample set, drawn at first use.",
+        "File pattern of the labelled shards. Empty: what train.py evaluated on, else validation-* beside the training "
+        "shards; for a model of the sample set, its validation shards.",
         module_name="data",
     )
     config.define_bad_examples_flag("them in train_dir/eval/bad_examples.csv.")
@@ -114,7 +115,7 @@ def main() -> None:
     utils.import_tensorflow()
     import tensorflow as tf
 
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -129,13 +130,18 @@ def main() -> None:
     if mistakes_file:
         files.check_output_file(mistakes_file, "mistakes_file")
 
-    pattern = eval_data_pattern or sample_data.pattern("validation")
-    if not eval_data_pattern:
-        logging.info("No --eval_data_pattern given: using the kit's own sample set, %s", pattern)
+    flag = "eval_data_pattern"
+    patterns = (
+        [eval_data_pattern] if eval_data_pattern else trained_data.default_patterns(train_dir, "validation", flag)
+    )
     eval_dir = train_dirs.eval_dir(train_dir)
     files.make_output_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
-    shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, bad_examples_flag)
+    shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
+    about_data = {
+        "eval_data_pattern": ",".join(map(files.absolute_pattern, patterns)),
+        "trained_on": trained_data.count_known(train_dir, shards, flag),
+    }
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))
     batches = readers.make_dataset(reader, shards, batch_size)
     logging.info("Using batch size of %d for evaluation.", batch_size)
@@ -156,7 +162,7 @@ def main() -> None:
             evaluation = evaluator.evaluate(step, events)
             evaluation.write_pictures(events)
             events.flush()
-            metrics = {**evaluation.metrics, "eval_data_pattern": pattern}
+            metrics = evaluation.metrics | about_data
             rows.add("evaluation", metrics)
             rows.flush()
         train_dirs.write_metrics(eval_dir, step, metrics)

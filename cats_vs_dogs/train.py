@@ -28,7 +28,7 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from cats_vs_dogs import bad_examples, distribution, files, train_dir
+from cats_vs_dogs import bad_examples, distribution, files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config
 from cats_vs_dogs.distribution import Cluster
@@ -114,6 +114,7 @@ def prepare(job: Job) -> None:
                 job.state.rewind(is_resumed=restored is not None)
             train_dir.save_spec(folder, job.settings.model)
             train_dir.save_record(folder, job.record)
+            trained_data.save_keys(folder, job.trained_on)
             bad_examples.write_bad_examples(job.shards, os.path.join(folder, "bad_examples.csv"))
             if job.eval_shards:
                 files.make_output_folder(train_dir.eval_dir(folder), "train_dir")
