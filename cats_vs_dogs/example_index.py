@@ -94,9 +94,10 @@ class ExampleIndex:
         counts = collections.Counter(example.label for example in self)
         return dict(sorted(counts.items(), key=lambda row: (row[0] is None, row[0])))
 
-    def keys(self) -> np.ndarray:
-        """Returns the keys of the examples, uint64 [n], sorted, each once."""
-        return np.unique(np.array([example.key for example in self if example.key is not None], np.uint64))
+    def keys(self) -> np.ndarray | None:
+        """Returns the keys of the examples, uint64 [n]; None if not all are known."""
+        keys = [example.key for example in self]
+        return np.array(keys, np.uint64) if self.is_complete and None not in keys else None
 
 
 def is_small(paths: Sequence[str]) -> bool:
@@ -228,22 +229,3 @@ def warn_of_unequal_classes(index: ExampleIndex, loss_params: Mapping[str, Any])
         *(shown, labels.CLASS_NAMES[max(counts, key=counts.get)]),
         json.dumps({**loss_params, "class_weights": weights}),
     )
-
-
-# ---- What was trained on.
-
-
-def find_shared(index: ExampleIndex, keys: np.ndarray) -> tuple[int, str]:
-    """Looks for examples that were trained on.
-
-    Args:
-        index: what is evaluated.
-        keys: of what was trained on, uint64 [n], see `ExampleIndex.keys`.
-
-    Returns:
-        How many examples of the index are among them, and the id of the first one.
-    """
-    known = [(example.id, example.key) for example in index if example.key is not None]
-    shared = np.isin(np.array([key for _, key in known], np.uint64), keys)
-    first = known[int(np.argmax(shared))][0] if shared.any() else ""
-    return int(np.count_nonzero(shared)), first

@@ -147,8 +147,8 @@ def check_is_of_sample_set(settings: Config) -> None:
         UserError: if it was trained on other data.
     """
     folder = settings.train_dir
-    then = {} if settings.start_new_model else train_dir.read_run(folder)
-    pattern = then.get("flags", {}).get("train_data_pattern")
+    _, then = trained_data.find_run(folder)
+    pattern = then and not settings.start_new_model and then["flags"].get("train_data_pattern")
     if pattern:
         raise UserError(
             f"--train_data_pattern: not given, but the model in --train_dir={folder} was trained on {pattern}; pass "

@@ -308,7 +308,12 @@ def save_record(train_dir: str, record: dict[str, Any]) -> None:
 def read_run(train_dir: str) -> dict[str, Any]:
     """Returns what run.json holds; {} if it is not there."""
     path = os.path.join(train_dir, "run.json")
-    return files.read_json(path) if files.exists(path) else {}
+    try:
+        return files.read_json(path) if files.exists(path) else {}
+    except Exception as error:
+        if not isinstance(error, files.file_errors()):
+            raise
+        raise UserError(f"{path}: cannot be read: {files.explain_error(error)}; fix it") from error
 
 
 def fingerprint(record: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ run.json names the training shards. trained_on.npy holds a key of each picture t
 evaluation can say how many of its examples are among them, also where the training shards are not.
 """
 
+import contextlib
 import glob
 import io
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cats_vs_dogs import example_index, files, sample_data, train_dir
+from cats_vs_dogs import files, sample_data, train_dir
 from cats_vs_dogs.readers import Shards
 from cats_vs_dogs.utils import UserError
 
@@ -24,13 +25,17 @@ def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
     """Finds run.json for a train_dir, or for the folder `best` in one.
 
     Returns:
-        The train_dir, and what run.json holds; {} if there is no run.json.
+        The train_dir, and what run.json holds; {} if there is none, or one without flags and shards.
+
+    Raises:
+        UserError: if it is damaged.
     """
-    run = train_dir.read_run(model_dir)
+    folder, run = model_dir, train_dir.read_run(model_dir)
     parent, name = os.path.split(model_dir.rstrip("/") if files.is_remote(model_dir) else os.path.abspath(model_dir))
     if not run and name == "best":
-        return parent, train_dir.read_run(parent)
-    return model_dir, run
+        folder, run = parent, train_dir.read_run(parent)
+    is_whole = all(isinstance(run.get(key), dict) for key in ("flags", "shards"))
+    return folder, run if is_whole else {}
 
 
 # ---- The data to use if no flag names any.
@@ -52,7 +57,7 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
     """
     folder, run = find_run(model_dir)
     advice = f"give the shards with --{flag}='.../{split}-*'"
-    if "flags" not in run or "shards" not in run:
+    if not run:
         raise UserError(
             f"--{flag}: not given, and --train_dir={model_dir} does not say what the model was trained on (no "
             f"run.json); {advice}"
@@ -122,16 +127,17 @@ def save_keys(folder: str, keys: np.ndarray | None) -> None:
 
 
 def keys_of_run(folder: str, shards: Shards, is_resumed: bool) -> np.ndarray | None:
-    """Returns the keys of what a model will have been trained on; None if not all are known.
+    """Returns the keys of what a model will have been trained on, sorted; None if not all are known.
 
     Args:
         folder: the train_dir.
         shards: what is trained on now.
         is_resumed: whether the model was trained before.
     """
-    if not shards.index or not shards.index.is_complete:
+    keys = shards.index.keys() if shards.index else None
+    if keys is None:
         return None
-    keys = shards.index.keys()
+    keys = np.unique(keys)
     if not is_resumed:
         return keys
     before = load_keys(folder)
@@ -152,9 +158,12 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
     Returns:
         How many; None if that is not known.
     """
-    if keys is not None and shards.index and shards.index.is_complete:
-        count, example = example_index.find_shared(shards.index, keys)
-        what = f"such as {example}" if example else "by their pictures"
+    own_keys = shards.index.keys() if shards.index else None
+    if keys is not None and own_keys is not None:
+        is_shared = np.isin(own_keys, keys)
+        count = int(np.count_nonzero(is_shared))
+        first = next((example.id for example, shared in zip(shards.index, is_shared, strict=True) if shared), "")
+        what = f"such as {first}" if first else "by their pictures"
     else:
         trained = set(map(_real_path, trained_paths))
         shared = [path for path in shards.files if _real_path(path) in trained]
@@ -171,7 +180,9 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
 
 def count_known(model_dir: str, shards: Shards, flag: str) -> int | None:
     """Does the same as `count_trained_on` with what a train_dir, or that of a folder `best`, says of its training."""
-    folder, run = find_run(model_dir)
+    folder, run = model_dir, {}
+    with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being evaluated.
+        folder, run = find_run(model_dir)
     return count_trained_on(shards, load_keys(folder), list(run.get("shards", {})), flag)
 
 
