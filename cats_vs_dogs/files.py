@@ -152,6 +152,20 @@ def _glob_remote(pattern: str) -> list[str]:
     return sorted(found - folders)
 
 
+def absolute_path(path: str) -> str:
+    """Returns a path that means the same in any working directory."""
+    return path if is_remote(path) else os.path.join(os.getcwd(), path)
+
+
+def absolute_pattern(pattern: str) -> str:
+    """Returns a pattern that means the same in any working directory; "" stays empty."""
+    if not pattern or is_remote(pattern) or os.path.isabs(pattern):
+        return pattern
+    if os.path.lexists(pattern):  # The path of one file.
+        return absolute_path(pattern)
+    return os.path.join(glob.escape(os.getcwd()), pattern)  # Brackets in the folder's name are not a pattern.
+
+
 # ---- Reading.
 
 
@@ -306,6 +320,22 @@ def _write_local(path: str, name: str) -> Iterator[IO[str]]:
         if isinstance(error, OSError) and error.filename in (None, temporary):
             raise UserError(f"{name}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, completely or not at all.
+
+    Raises:
+        OSError, or tf.errors.OpError on an object store: if it cannot be written, see `explain_write_errors`.
+    """
+    if is_remote(path):
+        with _gfile().GFile(path, "wb") as file:
+            file.write(data)
+        return
+    temporary = temporary_path(path)
+    with open(temporary, "wb") as file:
+        file.write(data)
+    replace(temporary, path)
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ import tensorflow as tf
 from absl import flags, logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, distribution, files, train_dir
+from cats_vs_dogs import bad_examples, distribution, files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
@@ -130,6 +130,7 @@ def prepare(job: Job) -> None:
                 job.state.rewind(is_resumed=restored is not None)
             train_dir.save_spec(folder, job.settings.model)
             train_dir.save_record(folder, job.record)
+            trained_data.save_keys(folder, job.trained_on)
             bad_examples.write_bad_examples(job.shards, os.path.join(folder, "bad_examples.csv"))
             if job.eval_shards:
                 files.make_output_folder(train_dir.eval_dir(folder), "train_dir")
