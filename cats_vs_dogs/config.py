@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from cats_vs_dogs import files, utils
+from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 AUGMENTATIONS = ("none", "flip", "flip_crop", "flip_crop_colour")
@@ -203,7 +204,7 @@ def define_flags() -> None:
 
 
 def _define_data_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "train_data_pattern",
         "",
         "File pattern of the training shards. Empty: the kit's own sample set, drawn at first use.",
@@ -384,7 +385,7 @@ def _define_schedule_flags() -> None:
 
 
 def _define_evaluation_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "eval_data_pattern",
         "",
         "File pattern of labelled shards. Evaluates on them at every checkpoint; a checkpoint is then also saved after "
@@ -407,7 +408,7 @@ def _define_evaluation_flags() -> None:
 
 
 def _define_output_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "train_dir",
         utils.default_train_dir(),
         "The folder for everything that training writes. A run continues from the newest checkpoint in it.",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from cats_vs_dogs import files, utils
+from cats_vs_dogs.path_flags import define_path
 
 FLAGS = flags.FLAGS
 
@@ -51,16 +52,14 @@ _OTHER_PHOTOS = (
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "source",
         "",
         "What to download, in quotes: a pattern such as 'gs://my-bucket/shards/train-*', a folder, or one object. *, "
         "? and [abc] match within one folder; with ** in the pattern, they match across folders.",
         module_name="data",
     )
-    flags.DEFINE_string(
-        "destination", "", "Folder for the files. It is created if it does not exist.", module_name="output"
-    )
+    define_path("destination", "", "Folder for the files. It is created if it does not exist.", module_name="output")
     flags.DEFINE_integer(
         "num_workers", 8, "Number of files to download at the same time.", 1, 64, module_name="machine"
     )

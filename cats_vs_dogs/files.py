@@ -6,8 +6,8 @@ gs://bucket/name, so that a script can look at local files and fail before that 
 
 import contextlib
 import functools
-import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
+from cats_vs_dogs import file_patterns
 from cats_vs_dogs.utils import UserError
 
 
@@ -94,39 +95,66 @@ def list_matching(folder: str, name_pattern: str) -> list[str]:
 def list_files(pattern: str, flag: str) -> list[str]:
     """Returns the files that a pattern matches, sorted.
 
+    A file or folder of exactly the name that is written is meant as it is, whatever characters it has: in
+    "photos [1]/*.jpg", only the part after an existing folder "photos [1]" is a pattern. If brackets match nothing as
+    a pattern, they are taken as they are.
+
     Args:
-        pattern: a path with `*`, `?` or `[abc]` in it; or the path of one file, whatever characters it has.
+        pattern: a path with `*`, `?` or `[abc]` in it, which match within one folder, or with `**` as a complete part,
+            which stands for any number of folders; or the path of one file.
         flag: name of the flag that gave the pattern, for messages.
 
     Raises:
-        UserError: if the pattern matches no file.
+        UserError: if the pattern matches no file, or is a folder.
     """
     try:
-        files = _glob_remote(pattern) if is_remote(pattern) else _glob_local(pattern)
-        is_folder = not files and is_dir(pattern)
+        if not is_remote(pattern) and os.path.isfile(pattern):
+            return [pattern]
+        folder, rest = file_patterns.split_at_folder(pattern, is_dir)
+        file_patterns.check_globstars(pattern, rest, flag)
+        search = _glob_remote if is_remote(pattern) else file_patterns.glob_local
+        found = search(folder + rest)
+        if not found and "[" in rest:
+            rest = rest.replace("[", "[[]")
+            found = search(folder + rest)
+        matching = sorted(found - _folders_among(found, folder + rest))
+        is_folder = not matching and is_dir(pattern)
     except Exception as error:
         if not isinstance(error, file_errors()):
             raise
         raise UserError(f"--{flag}={pattern}: cannot be listed: {explain_error(error)}") from error
     if is_folder:
-        name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
-        raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
-    if not files:
-        where = "" if os.path.isabs(pattern) or is_remote(pattern) else f" (looked for in {os.getcwd()})"
-        raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
-    return files
+        raise UserError(f"--{flag}={pattern}: {file_patterns.explain_folder(pattern, _walk(pattern), flag)}")
+    if not matching:
+        raise UserError(f"--{flag}={pattern}: {file_patterns.explain_no_match(pattern, bool(found))}")
+    return matching
 
 
-def _glob_local(pattern: str) -> list[str]:
-    if os.path.isfile(pattern):  # A file whose own name has brackets.
-        return [pattern]
-    return sorted(path for path in glob.glob(pattern, include_hidden=True) if not os.path.isdir(path))
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields (folder, names in it) of a folder and, on this machine, of its subfolders; what can be listed of them."""
+    with contextlib.suppress(*file_errors()):
+        folders = [folder] if is_remote(folder) else file_patterns.walk_folders(folder)
+        for place in itertools.islice(folders, 1000):
+            yield place, list_dir(place)
 
 
-def _glob_remote(pattern: str) -> list[str]:
-    found = set(_gfile().glob(pattern))
-    folders = {os.path.dirname(path) for path in _gfile().glob(f"{pattern}/*")}  # One listing, not a request for each.
-    return sorted(found - folders)
+def _glob_remote(pattern: str) -> set[str]:
+    """Returns the objects and folders that a pattern on an object store matches."""
+    parts = file_patterns.split_at_globstar(pattern)
+    if parts is None:
+        return set(_gfile().glob(pattern))
+    level, after = parts
+    found = _glob_remote(f"{level}/{after}")
+    while _gfile().glob(f"{level}/*"):  # TensorFlow knows no `**`: one level after the other.
+        level += "/*"
+        found |= _glob_remote(f"{level}/{after}")
+    return found
+
+
+def _folders_among(found: set[str], pattern: str) -> set[str]:
+    if not is_remote(pattern):
+        return set(filter(os.path.isdir, found))
+    return {os.path.dirname(path) for path in _glob_remote(f"{pattern}/*")}  # One listing, not a request for each.
 
 
 # ---- Reading.

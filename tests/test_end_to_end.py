@@ -328,7 +328,7 @@ BAD_TRAINING = {
         "--optimizer_params: {trained}/model.ckpt-",
     ),
     "no number": (["--batch_size=many"], "--batch_size=many"),
-    "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
+    "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'; did you mean --batch_size?"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
     "shrinks": (
         ["--first_image_size=64"],
@@ -353,7 +353,7 @@ BAD_TRAINING = {
     ),
     "loss parameter": (['--loss_params={{"b": 4}}'], 'CrossEntropyLoss.calculate_loss has no parameter "b"'),
     "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
-    "photos": (["--train_data_pattern={photos}/*.jpg"], "make shards of pictures with convert_images_to_tfrecords.py"),
+    "photos": (["--train_data_pattern={photos}/*.jpg"], "--images={photos} --output_dir={photos}-shards"),
     "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
     "new model that cannot be built": (
         ["--train_dir={trained}", "--start_new_model", "--model=MoeModel", '--model_params={{"nix": 1}}'],
