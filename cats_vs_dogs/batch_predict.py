@@ -25,7 +25,6 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import contextlib
-import difflib
 import io
 import logging as python_logging
 from collections.abc import Sequence
@@ -134,18 +133,12 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
     if (options.view_as(StandardOptions).runner or "DirectRunner").lower() not in ("direct", "directrunner"):
         return options  # A cluster's runner may have flags that are not known here.
     if unknown:
-        if not unknown[0].startswith("-"):
-            raise utils.UserError(
-                f"{flag_names.explain_words(unknown, other_flags)} (--help lists this script's flags)"
-            )
         name = unknown[0].lstrip("-").partition("=")[0]
-        # `utils.suggest` would list all of Beam's flags, about 300.
-        nearest = difflib.get_close_matches(name, [*other_flags, *names], n=1)
-        hint = flag_names.explain_unknown_flag(name, [*other_flags, *names])
-        if not hint:
-            hint = f"did you mean --{nearest[0]}?" if nearest else "write --name=value, and put quotes around patterns"
-        hint = f"; {hint}"
-        raise utils.UserError(f"{unknown[0]}: no flag of this script or of Beam{hint} (--help lists this script's)")
+        available = [*other_flags, *names]  # `utils.suggest` would list all of Beam's flags, about 300.
+        is_word = not unknown[0].startswith("-")
+        hint = flag_names.explain_words(unknown, other_flags) if is_word else ""
+        hint = hint or flag_names.explain_unknown_flag(name, available) or "write --name=value"
+        raise utils.UserError(f"{unknown[0]}: no flag of this script or of Beam; {hint} (--help lists this script's)")
     # This job has no triggers. The option keeps DirectRunner from passing the job to PrismRunner, a program that it
     # would download and that ignores --direct_num_workers.
     options.view_as(TypeOptions).allow_unsafe_triggers = True

@@ -157,25 +157,21 @@ def explain_unknown_flag(name: str, available: Collection[str]) -> str:
 
 
 def explain_words(words: Sequence[str], available: Collection[str]) -> str:
-    """Returns one line about words on a command line that do not belong to a flag.
+    """Returns what to write instead of words on a command line that do not belong to a flag.
 
     Args:
         words: the words, at least one.
         available: the names of the script's flags.
     """
-    word = words[0]
-    shown = " ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
-    name, equals, value = word.lstrip("-").partition("=")
+    name, equals, value = words[0].partition("=")
     if equals and re.fullmatch(r"[\w-]+", name):
         answer = explain_unknown_flag(name, available).removesuffix("?")
-        hint = f"{answer}={value}?" if answer.startswith("did you mean") else f"write --{name}={value}"
-        return f"{shown}: not a flag; {hint}"
-    if word.lower() in ("true", "false", "yes", "no"):
-        return f"{shown}: not a flag; a switch is set by its name alone, such as --name, and unset by --noname"
-    if len(words) > 1:
-        return f"{shown}: not a flag; write --name=value, and put quotes around patterns and around paths with spaces"
-    data = next((flag for flag, names in _OTHER_NAMES if flag in available and "data" in names.split()), "name")
-    return f"{shown}: not a flag; write --{data}={word}, and put quotes around patterns and around paths with spaces"
+        return f"{answer}={value}?" if answer.startswith("did you mean") else f"write --{name}={value}"
+    if words[0].lower() in ("true", "false", "yes", "no"):
+        return "a switch is set by its name alone, such as --name, and unset by --noname"
+    data = next((flag for flag, names in _OTHER_NAMES if flag in available and "data" in names.split()), None)
+    example = f"{data}={words[0]}" if data and len(words) == 1 else "name=value"
+    return f"write --{example}, and put quotes around patterns and around paths with spaces"
 
 
 @functools.cache

@@ -79,7 +79,9 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         message = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
         _exit_with_error(f"{message} (--help lists all flags)")
     if others and not pass_on_flags:
-        _exit_with_error(f"{flag_names.explain_words(others, dir(flags.FLAGS))} (--help lists all flags)")
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
+        advice = flag_names.explain_words(others, dir(flags.FLAGS))
+        _exit_with_error(f"{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             _exit_with_error(f"--{name}={value}: must be a finite number")

@@ -62,14 +62,11 @@ def test_the_flags_of_the_model_are_those_that_train_dir_holds():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["photos/"], "photos/: not a flag; write --train_data_pattern=photos/"),
-        (["epochs=5"], "epochs=5: not a flag; did you mean --num_epochs=5?"),
+        (["photos/"], "write --train_data_pattern=photos/, and put quotes"),
+        (["epochs=5"], "did you mean --num_epochs=5?"),
         (["num_epochs=5"], "did you mean --num_epochs=5?"),
         (["true"], "a switch is set by its name alone"),
-        (
-            ["a.jpg", "b.jpg", "c.jpg", "d.jpg"],
-            "a.jpg b.jpg c.jpg and 1 more: not a flag; write --name=value, and put quotes",
-        ),
+        (["a.jpg", "b.jpg"], "write --name=value, and put quotes around patterns"),
     ],
 )
 def test_words_without_a_flag(words, said):
@@ -80,7 +77,7 @@ def test_words_without_a_flag(words, said):
     ("script", "argument", "said"),
     [
         ("train", "--epochs=3", "did you mean --num_epochs? (--help lists all flags)"),
-        ("train", "photos/", "write --train_data_pattern=photos/"),
+        ("train", "photos/", "error: photos/: not a flag; write --train_data_pattern=photos/"),
         ("eval", "--image_size=3", "leave it out"),
         ("export_model", "--output=x", "did you mean --export_dir?"),
     ],
