@@ -230,7 +230,8 @@ class SavedModelHandler(ModelHandler[Record, tuple[int, Outcome], Any]):
 
     def load_model(self) -> Any:
         """Returns the loaded SavedModel."""
-        return tf.saved_model.load(self._model_dir)
+        with files.plain_path(self._model_dir) as path:
+            return tf.saved_model.load(path)
 
     def run_inference(
         self, batch: Sequence[Record], model: Any, inference_args: dict[str, Any] | None = None

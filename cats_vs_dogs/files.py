@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -158,6 +159,23 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
 
 
 # ---- Reading.
+
+
+@contextlib.contextmanager
+def plain_path(path: str) -> Iterator[str]:
+    """Yields a path without `[`, `*`, `?` or a backslash, for checkpoints: TensorFlow takes their path for a pattern.
+
+    Args:
+        path: a folder, or what the names of files in a folder begin with.
+    """
+    if is_remote(path) or not re.search(r"[\[*?\\]", path):
+        yield path
+        return
+    folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
+    with tempfile.TemporaryDirectory() as place:
+        link = os.path.join(place, "link")
+        os.symlink(os.path.abspath(folder), link)
+        yield os.path.join(link, name)
 
 
 def read_bytes(path: str) -> bytes:
