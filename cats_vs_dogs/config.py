@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -154,10 +155,15 @@ def require_model(train_dir: str) -> None:
     Raises:
         UserError: if it does not.
     """
-    if not files.is_remote(train_dir) and not os.path.exists(model_flags_path(train_dir)):
-        raise utils.UserError(
-            f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first"
-        )
+    if files.is_remote(train_dir) or os.path.exists(model_flags_path(train_dir)):
+        return
+    advice, folder = "train one with train.py first", train_dir.rstrip("/")
+    for _ in range(3):  # Of a checkpoint or an export, the folder of its model is named.
+        folder = os.path.dirname(folder)
+        if os.path.exists(model_flags_path(folder)):
+            advice = f"write --train_dir={shlex.quote(folder or '.')}"
+            break
+    raise utils.UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); {advice}")
 
 
 def from_settings(settings: dict[str, Any]) -> Config:

@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 from cats_vs_dogs.labels import CLASS_NAMES
@@ -40,6 +41,15 @@ def check_globstars(pattern: str, rest: str, flag: str) -> None:
                 f"--{flag}={pattern}: ** stands for folders and must be a complete part of the path; for the files in "
                 f"folders of all levels write --{flag}={shlex.quote(fixed)}"
             )
+
+
+def readings(pattern: str) -> list[str]:
+    """Returns what a pattern may mean, the likeliest first.
+
+    Brackets may be those of a file's name. macOS decomposes Hangul in file names (NFD), and keyboards do not (NFC).
+    """
+    forms = [unicodedata.normalize(form, pattern) for form in ("NFC", "NFD")]
+    return list(dict.fromkeys([pattern, pattern.replace("[", "[[]"), *forms]))
 
 
 def split_at_globstar(pattern: str) -> tuple[str, str] | None:

@@ -114,11 +114,11 @@ def list_files(pattern: str, flag: str) -> list[str]:
         folder, rest = file_patterns.split_at_folder(pattern, is_dir)
         file_patterns.check_globstars(pattern, rest, flag)
         search = _glob_remote if is_remote(pattern) else file_patterns.glob_local
-        found = search(folder + rest)
-        if not found and "[" in rest:
-            rest = rest.replace("[", "[[]")
-            found = search(folder + rest)
-        matching = sorted(found - _folders_among(found, folder + rest))
+        for meant in file_patterns.readings(rest):
+            found = search(folder + meant)
+            if found:
+                break
+        matching = sorted(found - _folders_among(found, folder + meant))
         is_folder = not matching and is_dir(pattern)
     except Exception as error:
         if not isinstance(error, file_errors()):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 import urllib.parse
 
 from absl import flags
@@ -65,13 +66,24 @@ def expand_path(text: str) -> str:
             f"./{text} for a folder of that name"
         )
     if not text.startswith("~"):
-        return text
+        return _as_on_disk(text)
     expanded = os.path.expanduser(text)
     if expanded == text:
         user = text[1:].partition("/")[0]
         reason = f"this machine has no user {user}" if user else "the home folder is not known"
         raise ValueError(f"{reason}; write ./{text} for a folder of that name, or the whole path")
-    return expanded
+    return _as_on_disk(expanded)
+
+
+def _as_on_disk(path: str) -> str:
+    """Returns a path with Hangul in the form that the disk has: macOS decomposes it (NFD), and keyboards do not."""
+    parts = path.split("/")
+    for i, part in enumerate(parts):
+        for form in ("NFC", "NFD"):
+            written, other = "/".join(parts[: i + 1]), "/".join([*parts[:i], unicodedata.normalize(form, part)])
+            if other != written and os.path.lexists(other) and not os.path.lexists(written):
+                parts[i] = unicodedata.normalize(form, part)
+    return "/".join(parts)
 
 
 def _check_address(text: str) -> None:

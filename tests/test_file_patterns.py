@@ -2,12 +2,14 @@
 
 import os
 import shlex
+import unicodedata
 
 import pytest
 from conftest import REPOSITORY
 from photo_files import JPEG, write_folder, write_zip
 
 from cats_vs_dogs import files, utils
+from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError
 
 TREE = [
@@ -63,6 +65,17 @@ def test_what_a_pattern_matches(tree, pattern, numbers):
         found = files.list_files(prefix + pattern, "input_data_pattern")
         assert found == sorted(set(found)) and all(path.startswith(prefix) for path in found)
         assert "".join(sorted(path[-5] for path in found)) == numbers
+
+
+@pytest.mark.parametrize(("written", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_hangul_as_macos_writes_it(tmp_path, written, on_disk):
+    folder, name = "고양이 [1]", "강아지.jpg"
+    write_folder(tmp_path, {unicodedata.normalize(on_disk, f"{folder}/{name}"): b"x"})
+    for pattern in (f"{folder}/{name}", f"{folder}/*.jpg", f"{folder}/강아지*", "**/강아지.*"):
+        typed = expand_path(f"{tmp_path}/{unicodedata.normalize(written, pattern)}")
+        assert files.list_files(typed, "x") == [f"{tmp_path}/{unicodedata.normalize(on_disk, f'{folder}/{name}')}"]
+    new = f"{tmp_path}/{unicodedata.normalize(written, f'{folder}/새 모델')}"
+    assert expand_path(new) == f"{tmp_path}/{unicodedata.normalize(on_disk, folder)}/" + new.rpartition("/")[2]
 
 
 def test_a_folder_that_links_lead_to_is_read_once(tree):

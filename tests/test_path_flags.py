@@ -10,6 +10,7 @@ from conftest import REPOSITORY, write_shards
 from photo_files import JPEG, write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
+from cats_vs_dogs import config
 from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError
 
@@ -166,3 +167,14 @@ def test_what_is_printed_where_data_is_missing(run_script, tmp_path):
     said = said.partition("What to type next:")[2]
     assert "eval.py --" not in said and "inference.py --" not in said and "..." not in said
     assert "tensorboard" in said and "To evaluate the model, give eval.py labelled shards" in said
+
+
+@pytest.mark.parametrize(
+    "path", ["model.ckpt-8", "model.ckpt-8.index", "export/step_8", "eval/", "export/step_8/variables"]
+)
+def test_a_part_of_a_model_is_answered_with_its_folder(tmp_path, path):
+    folder = write_folder(tmp_path / "run [1]", {"model_flags.json": b"{}"})
+    with pytest.raises(
+        UserError, match=rf"holds no model \(no model_flags.json\); write --train_dir='{tmp_path}/run \[1\]'$"
+    ):
+        config.require_model(f"{folder}/{path}")
