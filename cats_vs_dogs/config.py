@@ -58,7 +58,14 @@ WITHOUT_EFFECT = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What is needed to build a model again; `train_dir/model_flags.json` holds it."""
+    """What is needed to build a model again; `train_dir/model_flags.json` holds it.
+
+    It has no precision: evaluation, prediction and export are float32 whatever a model was trained with, also while it
+    trains.
+
+    Attributes:
+        seed: seed of what `create_model` draws. A resumed run may have another --seed, for the order of examples.
+    """
 
     model: str
     model_params: dict[str, Any]
@@ -66,6 +73,7 @@ class ModelSpec:
     loss_params: dict[str, Any]
     image_size: int
     resize_method: str
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,6 +137,7 @@ def main() -> None:
     files.make_output_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
     shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, bad_examples_flag)
+    files.check_not_input(mistakes_file, "mistakes_file", shards.files)
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))
     batches = readers.make_dataset(reader, shards, batch_size)
     logging.info("Using batch size of %d for evaluation.", batch_size)

@@ -6,6 +6,7 @@ gs://bucket/name, so that a script can look at local files and fail before that 
 
 import contextlib
 import functools
+import glob
 import io
 import itertools
 import json
@@ -14,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from cats_vs_dogs import file_patterns
@@ -106,12 +107,12 @@ def list_files(pattern: str, flag: str) -> list[str]:
         flag: name of the flag that gave the pattern, for messages.
 
     Raises:
-        UserError: if the pattern matches no file, or is a folder.
+        UserError: if the pattern matches no file or is a folder, or a file's name is one that TensorFlow and a CSV
+            cannot have.
     """
     try:
-        if not is_remote(pattern) and os.path.isfile(pattern):
-            return [pattern]
-        folder, rest = file_patterns.split_at_folder(pattern, is_dir)
+        is_file = not is_remote(pattern) and os.path.isfile(pattern)
+        folder, rest = (glob.escape(pattern), "") if is_file else file_patterns.split_at_folder(pattern, is_dir)
         file_patterns.check_globstars(pattern, rest, flag)
         search = _glob_remote if is_remote(pattern) else file_patterns.glob_local
         for meant in file_patterns.readings(rest):
@@ -128,7 +129,28 @@ def list_files(pattern: str, flag: str) -> list[str]:
         raise UserError(f"--{flag}={pattern}: {file_patterns.explain_folder(pattern, _walk(pattern), flag)}")
     if not matching:
         raise UserError(f"--{flag}={pattern}: {file_patterns.explain_no_match(pattern, bool(found))}")
+    for path in matching:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:  # As in a .zip of Korean Windows, unpacked without "-O cp949".
+            raise UserError(f"--{flag}={pattern}: matches {path!a}, whose name is not UTF-8; rename it") from error
     return matching
+
+
+def check_not_input(path: str, flag: str, inputs: Iterable[str]) -> None:
+    """Checks that an output does not replace a file that it is made from.
+
+    Args:
+        path: where the output will be.
+        flag: the flag that named it.
+        inputs: paths of the files that are read.
+
+    Raises:
+        UserError: if it does.
+    """
+    real_path, name = os.path.realpath(path), os.path.basename(path)
+    if any(os.path.basename(one) == name and os.path.realpath(one) == real_path for one in inputs):
+        raise UserError(f"--{flag}={path}: is one of the input files; name another file")
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:

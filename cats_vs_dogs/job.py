@@ -54,6 +54,9 @@ class Job:
 def look(settings: Config, cluster: Cluster) -> Job:
     """Checks train_dir and the data, plans the steps, builds model and optimizer. Changes nothing in train_dir."""
     has_model = cluster.is_chief and train_dir.check(settings.train_dir, settings)
+    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
+    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
+    settings = settings if is_new else with_stored_seed(settings, cluster)
     data = settings.data
     reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
     pattern = data.train_data_pattern
@@ -77,8 +80,6 @@ def look(settings: Config, cluster: Cluster) -> Job:
         plan.total_steps,
     )
     sizes = make_size_schedule(settings, plan)
-    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
-    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
     with cluster.strategy.scope():
         classifier, optimizer, predictor = build(settings, learning_rate, is_new, sizes is not None)
     return Job(
@@ -97,6 +98,13 @@ def look(settings: Config, cluster: Cluster) -> Job:
         has_model=has_model,
         record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
     )
+
+
+def with_stored_seed(settings: Config, cluster: Cluster) -> Config:
+    """Returns the settings with the seed that the model in train_dir was built with; `settings.system` is unchanged."""
+    seed = train_dir.load_spec(settings.train_dir).seed if cluster.is_chief else 0
+    model = dataclasses.replace(settings.model, seed=cluster.broadcast_from_chief(seed))
+    return dataclasses.replace(settings, model=model)
 
 
 def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:
@@ -126,8 +134,8 @@ def build(
         is_new: whether training starts with this model, and no checkpoint will be restored.
         any_size: whether training pictures have several sizes.
     """
-    precision, seed = settings.system.precision, settings.system.seed
-    classifier = Classifier(settings.model, seed, precision, is_new, any_size)
+    precision = settings.system.precision
+    classifier = Classifier(settings.model, precision, is_new, any_size)
     optimizer = optimizers.make_optimizer(
         settings.optimizer.optimizer,
         learning_rate,
@@ -136,4 +144,6 @@ def build(
         params=settings.optimizer.optimizer_params,
     )
     serves_both = precision == "float32" and not any_size
-    return classifier, optimizer, classifier if serves_both else Classifier(settings.model, seed)
+    predictor = classifier if serves_both else Classifier(settings.model)
+    classifier.check_training()  # Last, since building a model resets the generator of keras.random.
+    return classifier, optimizer, predictor

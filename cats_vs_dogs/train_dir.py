@@ -46,6 +46,8 @@ _LEFTOVERS = re.compile(
     r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
     r"(checkpoint|[^/]*\.json|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
 )
+# What a resumed run cannot change. With another seed it has another order of examples, but the same model.
+_FIXED = {field.name for field in dataclasses.fields(ModelSpec)} - {"seed"}
 
 
 def eval_dir(train_dir: str) -> str:
@@ -180,11 +182,11 @@ def check(train_dir: str, config: Config) -> bool:
             )
         return False
     stored = load_spec(train_dir)
-    for field in dataclasses.fields(ModelSpec):
-        now, then = getattr(config.model, field.name), getattr(stored, field.name)
+    for name in _FIXED:
+        now, then = getattr(config.model, name), getattr(stored, name)
         if now != then:
             raise UserError(
-                f"--{field.name}={now}: the model in --train_dir={train_dir} has {field.name}={then}; pass the same to "
+                f"--{name}={now}: the model in --train_dir={train_dir} has {name}={then}; pass the same to "
                 "resume it, or --start_new_model to delete it, or another --train_dir"
             )
     _check_optimizer(train_dir, config)
@@ -225,6 +227,8 @@ def load_spec(train_dir: str) -> ModelSpec:
     if not exists:
         raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
     stored = files.read_json(path)
+    if "seed" not in stored:  # Of an older version of the kit.
+        stored["seed"] = _seed_of_run(train_dir)
     types = {field.name: field.type for field in dataclasses.fields(ModelSpec)}
     types |= {"model_params": dict, "loss_params": dict}
     if {key: type(value) for key, value in stored.items()} != types:
@@ -236,6 +240,14 @@ def load_spec(train_dir: str) -> ModelSpec:
     except UserError as error:
         raise UserError(f"{path}: {error}; put the class back, or name another train_dir") from error
     return spec
+
+
+def _seed_of_run(train_dir: str) -> int:
+    """Returns the seed in the run.json of a train_dir, or of the one whose folder "best" it is; 0 without one."""
+    path = train_dir.rstrip("/") if files.is_remote(train_dir) else os.path.abspath(train_dir)
+    folder, name = os.path.split(path)
+    seed = _read_run(folder if name == "best" else train_dir).get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_loss: str | None) -> None:
@@ -341,7 +353,7 @@ def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
 def _results_flags(record: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
     """Returns the flags that change a run's results; flags that the kit no longer has are left out."""
     without_effect = set(WITHOUT_EFFECT) | {"optimizer", "optimizer_params"}  # Compared by themselves.
-    without_effect |= {field.name for field in dataclasses.fields(ModelSpec)}  # Other ones are refused.
+    without_effect |= _FIXED  # Other ones are refused.
     flags = present["flags"]
     if flags["learning_rate_schedule"] != "cosine" and not flags["first_image_size"]:
         without_effect |= {"num_epochs", "max_steps"}  # Nothing else depends on when training ends.

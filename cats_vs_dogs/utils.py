@@ -310,12 +310,15 @@ def user_code_error(what: str, error: Exception) -> UserError:
     return UserError(f"{what} failed: {type(error).__name__}: {message} ({place_of(error)})")
 
 
+# Paths of code that is not the user's.
+LIBRARIES = re.compile(r"/(tensorflow|keras|numpy|absl)/|__autograph_generated_file")
+
+
 def place_of(error: Exception) -> str:
     """Returns the last line of code, outside the libraries, that an error went through: "file line n: code"."""
     places = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
     places += re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', str(error))  # See above.
-    libraries = re.compile(r"/(tensorflow|keras|numpy|absl)/|__autograph_generated_file")
-    filename, number, line = [place for place in places if not libraries.search(place[0])][-1]
+    filename, number, line = [place for place in places if not LIBRARIES.search(place[0])][-1]
     return f"{os.path.basename(filename)} line {number}: {line}"
 
 

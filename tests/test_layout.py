@@ -13,7 +13,7 @@ FLOORS = [
     {"flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns"},
-    {"files", "figures", "average_precision_calculator"},
+    {"files", "figures", "untracked", "average_precision_calculator"},
     {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
     {"readers", "summaries", "metrics_log", "plan"},
