@@ -120,7 +120,7 @@ _NOT_NEEDED = {
 }
 
 # The flags that train_dir/model_flags.json holds: the fields of config.ModelSpec.
-FLAGS_OF_THE_MODEL = ("model", "model_params", "label_loss", "loss_params", "image_size", "resize_method")
+FLAGS_OF_THE_MODEL = ("model", "model_params", "label_loss", "loss_params", "image_size", "resize_method", "seed")
 
 # Modules that define flags for a script.
 _SCRIPT_OF = {"config": "train", "submission": "inference"}

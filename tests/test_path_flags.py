@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import subprocess
 import sys
 
@@ -90,13 +91,12 @@ PATH_FLAGS = {
 
 def test_all_path_flags_of_all_scripts_are_read_in_the_same_way():
     assert set(PATH_FLAGS) == set(SCRIPTS)
-    for script, flags in PATH_FLAGS.items():
-        module = "config" if script == "train" else script
-        source = (REPOSITORY / "cats_vs_dogs" / f"{module}.py").read_text()
-        for flag in flags:
-            assert source.count(f'"{flag}",') >= 1 and f'define_path(\n        "{flag}",' in source.replace(
-                f'define_path("{flag}",', f'define_path(\n        "{flag}",'
-            )
+    names = r"\w*(?:dir|file|pattern|path|images|source|destination)"
+    for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"):
+        source = path.read_text()
+        expected = PATH_FLAGS.get({"config": "train", "train": ""}.get(path.stem, path.stem), [])
+        assert sorted(re.findall(r'define_path\(\s*"(\w+)"', source)) == sorted(expected)
+        assert not re.findall(rf'DEFINE_string\(\s*"({names})"', source)
 
 
 @pytest.mark.parametrize("script", ["train", "eval", "convert_images_to_tfrecords"])
