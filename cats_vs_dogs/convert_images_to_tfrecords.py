@@ -12,12 +12,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import glob
 import itertools
 import mimetypes
 import os
 import re
-import shlex
 import sys
 import unicodedata
 import warnings
@@ -31,6 +29,7 @@ if __package__ in (None, ""):  # Run as a file: make the package importable from
 from absl import flags, logging
 
 from cats_vs_dogs import files, labels, photo_sources, pictures, terminal, utils
+from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.photo_splits import SPLITS, split_photos
 from cats_vs_dogs.utils import UserError
 
@@ -48,7 +47,7 @@ _CLASS_PREFIX = re.compile(rf"({'|'.join(_CLASSES)})(?![^\W\d_])", re.IGNORECASE
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "images",
         "",
         "The photos: a folder or a .zip file, such as Kaggle's train.zip and test1.zip, Microsoft's PetImages, or any "
@@ -58,9 +57,7 @@ def define_flags() -> None:
     flags.register_validator(
         "images", bool, "must not be empty; name a folder or .zip of photos, such as --images=train.zip"
     )
-    flags.DEFINE_string(
-        "output_dir", "", "The folder for the shards and bad_images.csv. Made if needed.", module_name="output"
-    )
+    define_path("output_dir", "", "The folder for the shards and bad_images.csv. Made if needed.", module_name="output")
     flags.register_validator(
         "output_dir", bool, "must not be empty; name a folder for the shards, such as --output_dir=/tmp/cvd_data"
     )
@@ -150,6 +147,8 @@ def convert(
         photos = list_photos(source, outcome)
         if not photos:
             raise UserError(f"--images={images}: no picture in it; name a folder or .zip of photos")
+        if not any(map(_is_named_as_picture, photos)):
+            photo_sources.check_archives(images, [photo.path for photo in photos])
         _check_folder_names(images, photos)
         splits = split_photos(photos, validation_percent)
         # A text file has no label either, but it is no reason to expect test shards.
@@ -419,9 +418,8 @@ def _log_outcome(outcome: Outcome, output_dir: str, validation_percent: int) -> 
 
 def _next_command(script: str, flag: str, output_dir: str, split: str) -> str:
     """Returns a command that reads the new shards, to be pasted into a shell."""
-    path = os.path.join(os.path.dirname(sys.argv[0]), script)
-    pattern = os.path.join(glob.escape(output_dir), f"{split}-*")  # Brackets in the folder name are not a pattern.
-    return f"python {shlex.quote(path)} --{flag}={shlex.quote(pattern)} --train_dir=/tmp/photo_model"
+    pattern = os.path.join(output_dir, f"{split}-*")  # `files.list_files` takes a folder's own brackets as they are.
+    return utils.command(script, **{flag: pattern, "train_dir": "/tmp/photo_model"})
 
 
 if __name__ == "__main__":

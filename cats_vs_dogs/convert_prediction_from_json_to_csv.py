@@ -26,6 +26,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import files, submission, utils
 from cats_vs_dogs.labels import CAT, DOG
+from cats_vs_dogs.path_flags import define_path
 
 FLAGS = flags.FLAGS
 
@@ -41,15 +42,13 @@ _BATCH_SIZE = 1024  # Rows that are written at once.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "json_prediction_files_pattern",
         "",
         "Pattern of the result files of one batch prediction, in quotes, such as '/tmp/batch/prediction.results-*'.",
         module_name="data",
     )
-    flags.DEFINE_string(
-        "csv_output_file", "", "The CSV file to write, with one row for each prediction.", module_name="output"
-    )
+    define_path("csv_output_file", "", "The CSV file to write, with one row for each prediction.", module_name="output")
     submission.define_flags()
     flags.register_validator(
         "json_prediction_files_pattern",

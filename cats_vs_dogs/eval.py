@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from cats_vs_dogs import config, files, utils
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs import readers
@@ -32,7 +33,7 @@ _SECONDS_BETWEEN_LOOKS = 10  # For a new checkpoint, without --run_once.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "train_dir",
         utils.default_train_dir(),
         "The folder of the model. Summaries and metrics go to its folder eval.",
@@ -50,7 +51,7 @@ def define_flags() -> None:
         "Not needed: train_dir knows its loss. One that contradicts it is an error.",
         module_name="model",
     )
-    flags.DEFINE_string(
+    define_path(
         "eval_data_pattern",
         "",
         "File pattern of the labelled shards. Empty: what train.py evaluated on, else validation-* beside the training "
@@ -77,7 +78,7 @@ def define_flags() -> None:
         "Average the model's outputs over a picture and its mirror image.",
         module_name="evaluation",
     )
-    flags.DEFINE_string(
+    define_path(
         "mistakes_file",
         "",
         "The CSV file that lists all mistakes, the most confident first: id, label (1 = dog), probability of a dog. "

@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import config, files, submission, terminal, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs.prediction import Predictor
@@ -33,14 +34,14 @@ _NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    define_path("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
     flags.DEFINE_bool(
         "flip_average",
         False,
         "Average the model's outputs over a picture and its mirror image.",
         module_name="model",
     )
-    flags.DEFINE_string(
+    define_path(
         "input_data_pattern",
         "",
         "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: test-* beside the "
@@ -57,7 +58,7 @@ def define_flags() -> None:
         "Kept from 2017, without effect: shards are read in order, and decoding uses all cores.",
         module_name="data",
     )
-    flags.DEFINE_string(
+    define_path(
         "output_file",
         "",
         "The CSV file for the predictions. Empty: predictions.csv in train_dir.",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs import files
+from cats_vs_dogs import file_patterns, files
 from cats_vs_dogs.utils import UserError
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
@@ -73,10 +73,11 @@ def write_shard(path: str, examples: Iterable[bytes]) -> None:
         files.replace(temporary, path)
 
 
-def _advice(start: bytes) -> str:
+def _advice(start: bytes, path: str) -> str:
     """Returns what to do about a file that is not a TFRecord file, judging by its first bytes."""
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"PK", b"RIFF", b"II", b"MM")):
-        return "; make shards of pictures with convert_images_to_tfrecords.py"
+        source = path if start.startswith(b"PK") else os.path.dirname(path) or "."
+        return f"; make shards of pictures first: {file_patterns.convert_command(source)}"
     if start.startswith(b"\x1f\x8b"):
         return " but compressed by gzip; unpack it first"
     return "; leave it out of the pattern, or make or download the shard again"
@@ -156,7 +157,7 @@ def walk(
                 file.seek(position)
                 header = file.read(_HEADER.size)
                 if not _is_header(header) and position == 0:
-                    raise DamageError(f"is not a TFRecord file{_advice(header)}")
+                    raise DamageError(f"is not a TFRecord file{_advice(header, path)}")
                 if len(header) == _HEADER.size and not _is_header(header):
                     raise DamageError(_BAD_CHECKSUM.format(number))
                 length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0

@@ -231,7 +231,7 @@ DAMAGE = {
     "text": (lambda data: b"a text file\n" * 9, 0, [0], "is not a TFRecord file; leave it out of the pattern"),
     "zeros": (lambda data: bytes(len(data)), 0, [0], "is not a TFRecord file"),
     "gzip": (gzip.compress, 0, [0], "is not a TFRecord file but compressed by gzip; unpack it first"),
-    "a picture": (lambda data: JPEG, 0, [0], "is not a TFRecord file; make shards of pictures with"),
+    "a picture": (lambda data: JPEG, 0, [0], "is not a TFRecord file; make shards of pictures first: "),
     "torn in the first": (lambda data: data[:50], 0, [0], "breaks off within record 0"),
     "torn in a record": (lambda data: data[: header_of(data, 6) + 50], 6, [6], "breaks off within record 6"),
     "torn in a header": (lambda data: data[: header_of(data, 6) + 5], 6, [6], "breaks off within record 6"),

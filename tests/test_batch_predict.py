@@ -263,6 +263,10 @@ def test_folders_without_a_usable_model(train_dir, tmp_path):
     batch_pipeline.check_model(str(train_dir / "export"))
     with pytest.raises(UserError, match=f"^--model_dir={train_dir}: holds no SavedModel"):
         batch_pipeline.check_model(str(train_dir))
+    for step in (9, 10):
+        (tmp_path / "model [1]" / "export" / f"step_{step}").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"; write --model_dir='.*/model \[1\]/export/step_10'$"):
+        batch_pipeline.check_model(f"{tmp_path}/model [1]/")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "saved_model.pb").write_bytes(b"\xff" * 9)
     with pytest.raises(UserError, match="holds no SavedModel"):

@@ -222,7 +222,13 @@ def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
         UserError, match="^--train_data_pattern: not given, but the model in .* was trained on .*/s/train"
     ):
         train.train(make_config(**settings | {"train_data_pattern": "", "train_dir": f"{tmp_path}/m"}), cluster)
-    flags = {"train_dir": f"{tmp_path}/m", "output_file": "", "input_data_pattern": "", "output_column": "category"}
+    flags = {
+        "train_dir": f"{tmp_path}/m",
+        "output_file": "",
+        "input_data_pattern": "",
+        "output_column": None,
+        "submission": "2017",
+    }
     flags |= {"batch_size": 3, "bad_examples": "fail", "flip_average": False}
     monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**flags))
     inference.main()
