@@ -1,13 +1,13 @@
 """Packaging of the Cats vs Dogs kit. Reads no other file: cloud builders copy this one alone first."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 setup(
     name="cats_vs_dogs",
     version="2.0.0",
     description="Cats vs Dogs TensorFlow starter kit: TFRecord shards in, a submission CSV out.",
     license="Apache-2.0",
-    packages=find_packages(include=["cats_vs_dogs"]),
+    packages=find_namespace_packages(include=["cats_vs_dogs", "cats_vs_dogs.*"], exclude=["*.__pycache__"]),
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.17",

@@ -5,11 +5,14 @@ import os
 import sys
 import time
 
+from cats_vs_dogs import plain_imports
+
 # Read when TensorFlow and Keras are imported, so they are set before either is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 _read_at = time.time()
+plain_imports.install()
 
 
 def forget_edited() -> None:
@@ -26,6 +29,8 @@ def forget_edited() -> None:
             changed = max(changed, status.st_mtime, status.st_ctime)  # The latter if an older file was copied there.
     if changed > _read_at:
         for name in names:
-            del sys.modules[name]
-            globals().pop(name.split(".")[1], None)
+            module, plain_name = sys.modules.pop(name), name.split(".")[1]
+            globals().pop(plain_name, None)
+            if sys.modules.get(plain_name) is module:  # See `plain_imports`.
+                del sys.modules[plain_name]
         _read_at = time.time()

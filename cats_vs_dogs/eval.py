@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, utils
+from cats_vs_dogs import config, files, user_files, utils
 from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def main() -> None:
     eval_data_pattern, expected = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss)
     config.require_model(train_dir)
     utils.import_tensorflow()
+    user_files.import_all()
     import tensorflow as tf
 
     from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers

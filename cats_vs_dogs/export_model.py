@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, utils
+from cats_vs_dogs import config, files, user_files, utils
 from cats_vs_dogs.labels import NUM_CLASSES
 from cats_vs_dogs.path_flags import define_path
 
@@ -126,6 +126,7 @@ def main() -> None:
     train_dir, export_dir = FLAGS.train_dir, FLAGS.export_dir
     config.require_model(train_dir)
     utils.import_tensorflow()
+    user_files.import_all()
     from cats_vs_dogs import checkpoints
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier

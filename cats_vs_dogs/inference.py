@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, submission, terminal, utils
+from cats_vs_dogs import config, files, submission, terminal, user_files, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
 from cats_vs_dogs.path_flags import define_path
 
@@ -140,6 +140,7 @@ def main() -> None:
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
     config.require_model(train_dir)
     utils.import_tensorflow()
+    user_files.import_all()
     from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier

@@ -14,11 +14,13 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
 
     cats_vs_dogs.forget_edited()
 
-from cats_vs_dogs import config, utils
+from cats_vs_dogs import config, user_files, utils
 
 if __name__ == "__main__":
     utils.read_flags(config.define_flags)  # Wrong flags are reported before TensorFlow is imported.
     utils.import_tensorflow()
+    with utils.exit_on_user_error():
+        user_files.import_all()  # A mistake in them is reported in one line.
 
 import contextlib
 import math

@@ -112,15 +112,22 @@ def run_main(main: Callable[[], None]) -> None:
 
     def guarded_main(unused_argv: Sequence[str]) -> None:
         try:
-            with _exit_on_sigterm():
+            with _exit_on_sigterm(), exit_on_user_error():
                 main()
-        except UserError as error:
-            _exit_with_error(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
     with _own_logging():
         app.run(guarded_main, flags_parser=lambda argv: argv)
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Ends the process with one line and exit code 1 if the block raises a UserError."""
+    try:
+        yield
+    except UserError as error:
+        _exit_with_error(str(error))
 
 
 @contextlib.contextmanager

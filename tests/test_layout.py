@@ -10,9 +10,10 @@ from conftest import REPOSITORY
 
 # A module imports only from floors above its own in this list.
 FLOORS = [
+    {"plain_imports"},
     {"flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
-    {"file_patterns"},
+    {"file_patterns", "user_files"},
     {"files", "figures", "untracked", "average_precision_calculator"},
     {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
     {

@@ -1,0 +1,47 @@
+"""Imports the files that users edit, and says in one line what is wrong in them."""
+
+import importlib
+import os
+import traceback
+
+from cats_vs_dogs.utils import UserError
+
+# Each imports only those before it.
+_NAMES = ("losses", "readers", "cvd_models")
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_OF_TENSORFLOW_1 = "it is of TensorFlow 1; docs/porting.en.md has a row for what to write instead"
+
+
+def import_all() -> None:
+    """Imports the losses, the readers and the models, with all files that they import.
+
+    Raises:
+        UserError: if one of them cannot be imported; names the file and the line.
+    """
+    for name in _NAMES:
+        try:
+            importlib.import_module(f"{__package__}.{name}")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """Says where the import of a file failed, and why: "file line n: code: error".
+
+    Args:
+        error: what the import raised.
+    """
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        where, message = (error.filename, error.lineno, error.text), f"{type(error).__name__}: {error.msg}"
+    else:
+        # The last line in a file of the kit's folder; below it is code that the user did not write.
+        frames = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
+        own = [frame for frame in frames if os.path.abspath(frame[0]).startswith(_FOLDER + os.sep)]
+        where = own[-1]
+    path, number, line = where
+    place = f"{os.path.basename(path or '')} line {number}: {(line or '').strip()}"
+    is_old = isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("tensorflow", "tf_slim")
+    return f"{place}: {message}{f'; {_OF_TENSORFLOW_1}' if is_old else ''}"

@@ -1,0 +1,44 @@
+"""A mistake in a file that users edit is reported in one line."""
+
+import shutil
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, forked_python
+
+# A file, a line that comes before its code, and what the error says of it.
+MISTAKES = [
+    (
+        "cvd_models",
+        "import tensorflow.contrib.slim as slim",
+        "cvd_models.py line 1: import tensorflow.contrib.slim as slim: ModuleNotFoundError: No module named "
+        "'tensorflow.contrib'; it is of TensorFlow 1; docs/porting.en.md ",
+    ),
+    ("losses", "from tensorflow import flags", "losses.py line 1: from tensorflow import flags: ImportError: "),
+    ("readers", "import no_such_module", "readers.py line 1: import no_such_module: ModuleNotFoundError: "),
+    ("cvd_models", "x = y", "cvd_models.py line 1: x = y: NameError: name 'y' is not defined"),
+    ("cvd_models", "import helper", "helper.py line 2: 1 / 0: ZeroDivisionError: division by zero"),
+    ("cvd_models", "def f(:", "cvd_models.py line 1: def f(:: SyntaxError: "),
+    ("cvd_models", "print 'x'", "cvd_models.py line 1: print 'x': SyntaxError: Missing parentheses"),
+    ("cvd_models", "import utils\nprint 'x'", "cvd_models.py line 2: print 'x': SyntaxError: Missing parentheses"),
+    ("cvd_models", "from models import NoModel", "cvd_models.py line 1: from models import NoModel: ImportError: "),
+    ("losses", "import json; json.loads('{')", "losses.py line 1: import json; json.loads('{'): JSONDecodeError: "),
+    (
+        "losses",
+        "from tensorflow.python.nothing import x",
+        "losses.py line 1: from tensorflow.python.nothing import x: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "expected"), MISTAKES, ids=[line for _, line, _ in MISTAKES])
+def test_a_mistake_is_one_line(tmp_path, name, line, expected):
+    package = tmp_path / "cats_vs_dogs"
+    shutil.copytree(REPOSITORY / "cats_vs_dogs", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "helper.py").write_text("import models\n1 / 0\n")
+    path = package / f"{name}.py"
+    path.write_text(f"{line}\n{path.read_text()}")
+    command = [*forked_python(), "cats_vs_dogs/train.py", f"--train_dir={tmp_path}/model"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.startswith(f"error: {expected}"), process.stderr
+    assert process.stderr.count("\n") == 1, process.stderr
