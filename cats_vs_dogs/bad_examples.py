@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from cats_vs_dogs import decoding, example_index, files, readers, submission, terminal, tfrecords
-from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
+from cats_vs_dogs.readers import BaseReader, CatsVsDogsFeatureReader, CatsVsDogsTestFeatureReader, Shards
 from cats_vs_dogs.utils import UserError
 
 # A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
@@ -83,7 +83,7 @@ def _scan(
     paths: Sequence[str], reader: BaseReader, with_index: bool, reads_all: bool
 ) -> tuple[dict[str, tfrecords.Scan], example_index.ExampleIndex | None]:
     """Scans files; if there is to be an index, reads all their examples, or of large data the first ones."""
-    has_labels = readers.reads_labels(reader)
+    has_labels = _reads_labels(reader)
     if not with_index:
         return {path: tfrecords.scan(path) for path in paths}, None
     if not reads_all and not example_index.is_small(paths):
@@ -95,6 +95,13 @@ def _scan(
         scanned[path] = tfrecords.scan(path, example_index.adder(examples[path]) if num_bytes <= limit else None)
         num_bytes += scanned[path].size
     return scanned, example_index.ExampleIndex(examples, num_bytes <= limit, has_labels)
+
+
+def _reads_labels(reader: BaseReader) -> bool:
+    """Whether a reader's labels are those that records have under `tfrecords.LABEL`, as those of the kit's reader."""
+    methods = ("prepare_serialized_examples", "decode_serialized_examples")
+    kit = CatsVsDogsFeatureReader
+    return all(getattr(type(reader), name, None) is getattr(kit, name) for name in methods)
 
 
 def open_pictures(

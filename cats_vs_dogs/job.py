@@ -141,6 +141,7 @@ def open_data(
     if not is_chief:
         return shards, None
     example_index.warn_of_unequal_classes(shards.index, settings.model.loss_params)
+    example_index.warn_of_contradictions(shards.index)
     if not data.eval_data_pattern:
         return shards, None
     return shards, bad_examples.open_shards(
