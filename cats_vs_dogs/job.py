@@ -203,5 +203,6 @@ def build(
     )
     serves_both = precision == "float32" and not any_size
     predictor = classifier if serves_both else Classifier(settings.model)
+    predictor.check_constants()
     classifier.check_training()  # Last, since building a model resets the generator of keras.random.
     return classifier, optimizer, predictor
