@@ -14,7 +14,8 @@ FLOORS = [
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns"},
     {"files", "figures", "untracked", "average_precision_calculator"},
-    {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
+    {"archives", "config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
+    | {"mean_average_precision_calculator"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
     {"readers", "summaries", "metrics_log", "plan"},
     {"classifier", "bad_examples", "distribution"},
