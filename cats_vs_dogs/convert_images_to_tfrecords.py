@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # Run as a file: make the package importable from
 
 from absl import flags, logging
 
-from cats_vs_dogs import files, labels, photo_sources, pictures, terminal, utils
+from cats_vs_dogs import archives, files, labels, photo_sources, pictures, terminal, utils
 from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.photo_splits import SPLITS, split_photos
 from cats_vs_dogs.utils import UserError
@@ -148,7 +148,7 @@ def convert(
         if not photos:
             raise UserError(f"--images={images}: no picture in it; name a folder or .zip of photos")
         if not any(map(_is_named_as_picture, photos)):
-            photo_sources.check_archives(images, [photo.path for photo in photos])
+            archives.check_no_archives(images, [photo.path for photo in photos], "images")
         _check_folder_names(images, photos)
         splits = split_photos(photos, validation_percent)
         # A text file has no label either, but it is no reason to expect test shards.
