@@ -8,8 +8,10 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import decoding, files, readers, submission, terminal, tfrecords
-from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
+from cats_vs_dogs import decoding, files, picture_files, readers, submission, terminal, tfrecords
+from cats_vs_dogs.photo_sources import read_file
+from cats_vs_dogs.pictures import BadImage
+from cats_vs_dogs.readers import BaseReader, Shards
 from cats_vs_dogs.utils import UserError
 
 # A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
@@ -61,13 +63,16 @@ def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, 
     return _unless_most_are_bad(Shards(records, bad_list, num_bytes))
 
 
-def open_pictures(paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str) -> Shards:
+def open_pictures(
+    paths: Sequence[str], reader: BaseReader, bad_examples: str, read: Callable[[str], bytes] = read_file
+) -> Shards:
     """Does the same as `open_shards` for plain picture files: each counts as a file with one record.
 
     Args:
         paths: paths of the files.
-        reader: how to decode a picture.
+        reader: how to read the record that is made of a picture.
         bad_examples: "fail": checks none. "skip": checks all and leaves out the bad ones.
+        read: returns the bytes of a file, given its path, or raises BadImage.
 
     Returns:
         The picture files.
@@ -75,7 +80,7 @@ def open_pictures(paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad
     Raises:
         UserError: if more than half of them are bad.
     """
-    bad_list = list(find_bad_pictures(reader, paths)) if bad_examples == "skip" else []
+    bad_list = list(find_bad_pictures(reader, paths, read)) if bad_examples == "skip" else []
     return _unless_most_are_bad(Shards(dict.fromkeys(paths, 1), bad_list))
 
 
@@ -257,7 +262,9 @@ def explain_read_errors(reader: BaseReader, shards: Shards) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards) -> Iterator[None]:
+def explain_picture_errors(
+    reader: BaseReader, pictures: Shards, read: Callable[[str], bytes] = read_file
+) -> Iterator[None]:
     """Does the same as `explain_read_errors` for plain picture files.
 
     Raises:
@@ -265,28 +272,28 @@ def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards
     """
     try:
         yield
-    except (tf.errors.InvalidArgumentError, *_READ_ERRORS):
+    except (BadImage, tf.errors.InvalidArgumentError, UnicodeDecodeError, *_READ_ERRORS):
         left_out = {bad[0] for bad in pictures.bad_list}
-        bad = next((bad for bad in find_bad_pictures(reader, pictures.files) if bad[0] not in left_out), None)
-        if bad is None:
+        paths = [path for path in pictures.files if path not in left_out]
+        path, _, _, reason = next(find_bad_pictures(reader, paths, read), ("", 0, "", ""))
+        if not path:
             raise
-        path, _, _, reason = bad
+        advice = "pass" if "save it as" in reason else "fix or remove it, or pass"
         raise UserError(
-            f"{path}: {reason}; fix or remove it, or pass --bad_examples=skip; give pictures and shards by patterns "
-            "of their own"
+            f"{path}: {reason}; {advice} --bad_examples=skip; give pictures and shards by patterns of their own"
         ) from None
 
 
-def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, paths: Sequence[str]) -> Iterator[BadExample]:
-    """Yields the picture files that cannot be decoded."""
-    ids = readers.picture_ids(paths)
-    items = tf.data.Dataset.from_tensor_slices(list(paths))
-
-    def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return path, reader.decode_images(tf.io.read_file(path)[tf.newaxis])
-
+def find_bad_pictures(
+    reader: BaseReader, paths: Sequence[str], read: Callable[[str], bytes] = read_file
+) -> Iterator[BadExample]:
+    """Yields the picture files that cannot be read. The reasons are those that the converter lists."""
+    ids = picture_files.picture_ids(paths)
+    batches = picture_files.PictureBatches(reader, Shards(dict.fromkeys(paths, 1)), 1, read)
     with terminal.progress_bar(len(paths), " pictures", "checking") as progress:
-        for path, outcome in zip(paths, _outcomes(items, len(paths), decode), strict=True):
+        for path, outcome in zip(paths, batches.outcomes(), strict=True):
             progress.update()
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BadImage):
+                yield path, 0, ids[path], str(outcome)
+            elif isinstance(outcome, Exception):
                 yield path, 0, ids[path], describe_error(outcome)

@@ -1,7 +1,8 @@
-"""Predicts cats and dogs for unlabelled shards or plain picture files, and writes the submission CSV.
+"""Predicts cats and dogs for unlabelled shards or plain pictures, and writes the submission CSV.
 
 python cats_vs_dogs/inference.py --input_data_pattern='shards/test-*' --output_file=predictions.csv
 python cats_vs_dogs/inference.py --input_data_pattern='photos/*.jpg' --output_file=predictions.csv
+python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --output_file=predictions.csv
 """
 
 import os
@@ -12,8 +13,10 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
     import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
 
 import contextlib
+import dataclasses
+import glob
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -23,6 +26,7 @@ from cats_vs_dogs.labels import CLASS_NAMES, is_dog
 
 if TYPE_CHECKING:
     from cats_vs_dogs.prediction import Predictor
+    from cats_vs_dogs.readers import BaseReader, Shards
 
 FLAGS = flags.FLAGS
 
@@ -41,8 +45,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "input_data_pattern",
         "",
-        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: the kit's own sample set, drawn at "
-        "first use.",
+        "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
+        "and whatever else the installed Pillow opens. Empty: the kit's own sample set, drawn at first use.",
         module_name="data",
     )
     config.define_bad_examples_flag(
@@ -107,15 +111,90 @@ def table(first: Sequence[tuple[str, float]], writer: submission.Writer, csv_pat
     return [*terminal.table(rows, left=2), *more, f"{writer.num_cats:,} cats, {writer.num_dogs:,} dogs"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What to predict.
+
+    Attributes:
+        shards: the shards, or the picture files.
+        batches: their examples.
+        errors: a context manager that explains errors of reading them.
+        has_pictures: whether they are picture files.
+    """
+
+    shards: "Shards"
+    batches: Iterable
+    errors: contextlib.AbstractContextManager
+    has_pictures: bool
+
+
+@contextlib.contextmanager
+def open_input(pattern: str, reader: "BaseReader", bad_examples_flag: str, batch_size: int) -> Iterator[Input]:
+    """Finds what to predict: shards, or pictures that a pattern matches or that a folder or .zip file holds.
+
+    Args:
+        pattern: the pattern, folder or .zip file.
+        reader: how to read a record.
+        bad_examples_flag: "fail" or "skip", see `bad_examples.open_shards`.
+        batch_size: examples per batch.
+
+    Raises:
+        UserError: if there is nothing to predict, or too much of it cannot be read.
+    """
+    from cats_vs_dogs import bad_examples, picture_files, readers
+
+    with find_pictures(pattern) as found:
+        if found is None:
+            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, bad_examples_flag, unique_ids=True)
+            errors = bad_examples.explain_read_errors(reader, shards)
+            yield Input(shards, readers.make_dataset(reader, shards, batch_size), errors, has_pictures=False)
+            return
+        paths, read = found
+        pictures = bad_examples.open_pictures(paths, reader, bad_examples_flag, read)
+        errors = bad_examples.explain_picture_errors(reader, pictures, read)
+        batches = picture_files.PictureBatches(reader, pictures, batch_size, read)
+        yield Input(pictures, batches, errors, has_pictures=True)
+
+
+@contextlib.contextmanager
+def find_pictures(pattern: str) -> Iterator[tuple[list[str], Callable[[str], bytes]] | None]:
+    """Yields the paths of pictures, and a function that reads one, given its path; None if `pattern` names shards."""
+    from cats_vs_dogs import photo_sources
+
+    flag = "input_data_pattern"
+    paths = [pattern] if files.is_dir(pattern) else files.list_files(pattern, flag)
+    if paths == [pattern] and (files.is_dir(pattern) or pattern.lower().endswith(".zip")):
+        with photo_sources.open_pictures(pattern, flag) as (paths, read):
+            logging.info("number of input files: %d", len(paths))
+            if not paths:
+                raise utils.UserError(f"--{flag}={pattern}: {_without_pictures(pattern)}")
+            yield paths, read
+        return
+    logging.info("number of input files: %d", len(paths))
+    yield (paths, photo_sources.read_file) if are_pictures(paths) else None
+
+
+def _without_pictures(path: str) -> str:
+    """Returns what to say of a folder or .zip file that holds no picture."""
+    from cats_vs_dogs import tfrecords
+
+    for beginning in ("test-", ""):
+        for shard in files.list_matching(path, f"{beginning}.*"):
+            if not files.is_dir(shard) and tfrecords.is_shard(shard):
+                name = os.path.basename(shard).partition("-")[0] + "-*" if "-" in os.path.basename(shard) else "*"
+                return f"is a folder of shards; write '{os.path.join(glob.escape(path), name)}'"
+    return "has no picture in it; name pictures, or shards by a pattern such as '/data/test-*'"
+
+
 def are_pictures(paths: Sequence[str]) -> bool:
     """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not."""
-    from cats_vs_dogs import readers, tfrecords
+    from cats_vs_dogs import photo_sources, pictures, tfrecords
 
     for path in paths:
-        with contextlib.suppress(*files.file_errors()):  # A later step reports why it cannot be read.
+        with contextlib.suppress(pictures.BadImage, *files.file_errors()):  # A later step reports it.
             if tfrecords.is_shard(path):
                 return False
-            if readers.is_picture(path):
+            if pictures.format_of(photo_sources.read_file(path, pictures.NUM_FIRST_BYTES)):
                 return True
     return False
 
@@ -139,31 +218,24 @@ def main() -> None:
         logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
-    paths = files.list_files(pattern, "input_data_pattern")
-    logging.info("number of input files: %d", len(paths))
-    with files.atomic_write(output_file, "output_file") as output:
-        has_pictures = are_pictures(paths)
-        if has_pictures:
-            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag)
-            batches = readers.make_picture_dataset(reader, shards, batch_size)
-            errors = bad_examples.explain_picture_errors(reader, shards)
-        else:
-            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, bad_examples_flag, unique_ids=True)
-            batches = readers.make_dataset(reader, shards, batch_size)
-            errors = bad_examples.explain_read_errors(reader, shards)
+    with (
+        files.atomic_write(output_file, "output_file") as output,
+        open_input(pattern, reader, bad_examples_flag, batch_size) as data,
+    ):
         cluster = distribution.local_devices()
         with cluster.strategy.scope():
             classifier = Classifier(spec, flip_average=flip_average)
         logging.info("restoring variables from %s", checkpoints.restore_newest(classifier, train_dir))
         bad_path = f"{output_file}.bad_examples.csv"
-        bad_examples.write_bad_examples(shards, bad_path)
-        with errors:
-            predictor = Predictor(classifier, cluster, batches, shards.num_examples)
+        bad_examples.write_bad_examples(data.shards, bad_path)
+        with data.errors:
+            predictor = Predictor(classifier, cluster, data.batches, data.shards.num_examples)
             writer = submission.Writer(output, output_column)
-            first = predict(predictor, writer, bad_examples.make_id_check(shards))
-    if has_pictures and sys.stdout.isatty():
+            first = predict(predictor, writer, bad_examples.make_id_check(data.shards))
+    if data.has_pictures and sys.stdout.isatty():
         print(*table(first, writer, output_file), sep="\n", flush=True)
-    missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""
+    num_bad = len(data.shards.bad_list)
+    missing = f"; records missing from it: {num_bad}, listed in {bad_path}" if num_bad else ""
     logging.info(
         "Done with inference. The output file was written to %s: %d rows%s", output_file, writer.num_rows, missing
     )

@@ -15,7 +15,8 @@ FLOORS = [
     {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
     {"readers", "summaries", "metrics_log", "plan"},
-    {"classifier", "bad_examples", "distribution"},
+    {"classifier", "distribution", "picture_files"},
+    {"bad_examples"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
     {"checkpoints", "evaluation", "training_log"},
     {
