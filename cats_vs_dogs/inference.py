@@ -162,16 +162,17 @@ def find_pictures(pattern: str) -> Iterator[tuple[list[str], Callable[[str], byt
     from cats_vs_dogs import photo_sources
 
     flag = "input_data_pattern"
-    paths = [pattern] if files.is_dir(pattern) else files.list_files(pattern, flag)
-    if paths == [pattern] and (files.is_dir(pattern) or pattern.lower().endswith(".zip")):
-        with photo_sources.open_pictures(pattern, flag) as (paths, read):
-            logging.info("number of input files: %d", len(paths))
-            if not paths:
-                raise utils.UserError(f"--{flag}={pattern}: {_without_pictures(pattern)}")
-            yield paths, read
+    is_folder = files.is_dir(pattern)
+    paths = [pattern] if is_folder else files.list_files(pattern, flag)
+    if not is_folder and not (len(paths) == 1 and paths[0].lower().endswith(".zip")):
+        logging.info("number of input files: %d", len(paths))
+        yield (paths, photo_sources.read_file) if are_pictures(paths) else None
         return
-    logging.info("number of input files: %d", len(paths))
-    yield (paths, photo_sources.read_file) if are_pictures(paths) else None
+    with photo_sources.open_pictures(paths[0], flag) as (pictures, read):
+        logging.info("number of input files: %d", len(pictures))
+        if not pictures:
+            raise utils.UserError(f"--{flag}={pattern}: {_without_pictures(paths[0])}")
+        yield pictures, read
 
 
 def _without_pictures(path: str) -> str:

@@ -187,6 +187,7 @@ def _encode_as_jpeg(image: Any) -> tuple[bytes, str]:
         orientation = _orientation(image)
         rgb = _turn_upright(_to_rgb(image, image.format), orientation)
         buffer = io.BytesIO()
+        # A higher quality would bring no nearer what TensorFlow decodes: its fast transform is made for up to this one.
         rgb.save(buffer, "JPEG", quality=95, subsampling=0)
     except BadImage:
         raise
