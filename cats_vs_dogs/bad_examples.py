@@ -278,10 +278,12 @@ def explain_picture_errors(
         path, _, _, reason = next(find_bad_pictures(reader, paths, read), ("", 0, "", ""))
         if not path:
             raise
-        advice = "pass" if "save it as" in reason else "fix or remove it, or pass"
-        raise UserError(
-            f"{path}: {reason}; {advice} --bad_examples=skip; give pictures and shards by patterns of their own"
-        ) from None
+        advice = "or pass --bad_examples=skip"
+        if "save it as" not in reason:
+            advice = f"fix or remove it, {advice}"
+        if reason.startswith("not a picture"):  # Perhaps a shard.
+            advice += "; give pictures and shards by patterns of their own"
+        raise UserError(f"{path}: {reason}; {advice}") from None
 
 
 def find_bad_pictures(

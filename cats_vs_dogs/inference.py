@@ -162,7 +162,9 @@ def find_pictures(pattern: str) -> Iterator[tuple[list[str], Callable[[str], byt
     from cats_vs_dogs import photo_sources
 
     flag = "input_data_pattern"
-    is_folder = files.is_dir(pattern)
+    is_folder = False
+    with contextlib.suppress(*files.file_errors()):  # `list_files` reports them.
+        is_folder = files.is_dir(pattern)
     paths = [pattern] if is_folder else files.list_files(pattern, flag)
     if not is_folder and not (len(paths) == 1 and paths[0].lower().endswith(".zip")):
         logging.info("number of input files: %d", len(paths))
