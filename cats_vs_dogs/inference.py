@@ -188,11 +188,19 @@ def find_pictures(patterns: Sequence[str]) -> Iterator[tuple[list[str], Callable
         return
     with photo_sources.open_pictures(paths[0], _FLAG) as (pictures, read):
         logging.info("number of input files: %d", len(pictures))
-        if not pictures and is_folder:
-            files.list_files(paths[0], _FLAG)  # Says what to write instead of this folder, perhaps one of shards.
+        if not pictures and is_folder and has_shards(paths[0]):
+            files.list_files(paths[0], _FLAG)  # Says which pattern to write instead.
         if not pictures:
-            raise utils.UserError(f"--{_FLAG}={paths[0]}: has no picture in it; name another .zip file, or pictures")
+            raise utils.UserError(f"--{_FLAG}={paths[0]}: has no picture in it; name pictures or shards")
         yield pictures, read
+
+
+def has_shards(folder: str) -> bool:
+    """Whether a folder has a TFRecord file in it."""
+    from cats_vs_dogs import tfrecords
+
+    paths = [path for path in files.list_matching(folder, ".*") if not files.is_dir(path)]
+    return any(map(tfrecords.is_shard, paths))
 
 
 def are_pictures(paths: Sequence[str]) -> bool:

@@ -282,8 +282,8 @@ def test_folders_without_pictures(infer, tmp_path):
     write_zip(tmp_path / "in.zip", {"a.txt": b"text"})
     (tmp_path / "no.zip").write_bytes(b"text")
     for name, message in {
-        "in [1]": f"is a folder of shards; write '{tmp_path}/in [[]1]/test-*'",
-        "texts": "has no picture in it; name pictures, or shards by a pattern such as '/data/test-*'",
+        "in [1]": f"is a folder; write --input_data_pattern='{tmp_path}/in [1]/*'",
+        "texts": "has no picture in it; name pictures or shards",
         "in.zip": "has no picture in it",
         "no.zip": "neither a folder nor a complete .zip",
     }.items():

@@ -287,7 +287,7 @@ UNSUPPORTED = {
 def test_a_good_picture_of_an_unsupported_kind_is_not_called_damaged(monkeypatch):
     monkeypatch.setattr(pictures, "_available_formats", lambda: ("JPEG", "TIFF"))
     read = {name: data for name, (data, _) in UNSUPPORTED.items()}.get
-    found = list(bad_examples.find_bad_pictures(READER, list(UNSUPPORTED), read))
+    found = list(bad_examples.find_bad_pictures(READER, list(UNSUPPORTED), read=read))
     assert [bad[0] for bad in found] == list(UNSUPPORTED)
     for name, _, _, reason in found:
         assert reason.startswith(UNSUPPORTED[name][1])
