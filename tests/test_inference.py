@@ -285,7 +285,7 @@ def test_folders_without_pictures(infer, tmp_path):
         "in [1]": f"is a folder; write --input_data_pattern='{tmp_path}/in [1]/*'",
         "texts": "has no picture in it; name pictures or shards",
         "in.zip": "has no picture in it",
-        "no.zip": "neither a folder nor a complete .zip",
+        "no.zip": "is named .zip, but is no .zip; download it again",
     }.items():
         with pytest.raises(UserError) as error:
             infer(name)
