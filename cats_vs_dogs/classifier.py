@@ -1,6 +1,7 @@
 """A model and its label loss together: what is trained, evaluated and exported."""
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state  # Has no public name.
 
-from cats_vs_dogs import cvd_models, losses, models, readers, utils
+from cats_vs_dogs import cvd_models, losses, models, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
 _UNSEEDED = 87654321  # What TensorFlow returns as its seed if none was set.
+# What Keras keeps for the process: its seed, the generator of keras.random, and how many layers have had a name.
+_LAYER_NUMBERS = "object_name_uids"
+_KERAS_STATE = ("global_random_seed", "global_seed_generator", _LAYER_NUMBERS)
 
 
 def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.BaseLoss]]:
@@ -32,17 +37,29 @@ def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.B
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the random numbers of Python, NumPy and TensorFlow inside the block, and restores them after it.
 
-    Keras draws the seeds of its initializers and random layers from Python's.
+    Keras draws the seeds of its initializers and random layers from Python's. The names of layers that are built inside
+    the block do not count either: a model has the same names whenever it is built.
     """
+    keras_state = {name: global_state.get_global_attribute(name) for name in _KERAS_STATE}
+    keras_state[_LAYER_NUMBERS] = copy.copy(keras_state[_LAYER_NUMBERS])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
     keras.utils.set_random_seed(seed)
     try:
         yield
     finally:
+        for name, value in keras_state.items():
+            global_state.set_global_attribute(name, value)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         tf.random.set_seed(None if tensorflow_seed == _UNSEEDED else tensorflow_seed)
+
+
+def _use_keras_defaults() -> None:
+    """Sets Keras' defaults for this process, whatever the user's keras.json says: they are part of what a model is."""
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
 
 
 @contextlib.contextmanager
@@ -60,8 +77,8 @@ class Classifier:
     """A built model with its label loss. Building one changes nothing for the rest of the process.
 
     Args:
-        spec: which model and which loss.
-        seed: seed of the initial weights and of layers such as dropout.
+        spec: which model and which loss. Its seed is that of the initial weights, of layers such as dropout, and of all
+            else that `create_model` draws.
         precision: number format of the layers' calculations: "float32", "mixed_bfloat16" or "mixed_float16". Weights,
             predictions and loss are always float32.
         is_new: whether training starts with it; False: its weights will be restored or copied.
@@ -75,18 +92,18 @@ class Classifier:
     def __init__(
         self,
         spec: ModelSpec,
-        seed: int = 0,
         precision: str = "float32",
         is_new: bool = False,
         any_size: bool = False,
         flip_average: bool = False,
     ):
         model_class, loss_class = find_classes(spec)
+        _use_keras_defaults()
         self.spec = spec
         self.flip_average = flip_average
-        self.loss = loss_class()
         image_size = None if any_size else spec.image_size
-        with seeded(seed), _dtype_policy(precision):
+        with seeded(spec.seed), _dtype_policy(precision):
+            self.loss = loss_class()
             self.model = models.build_model(
                 model_class(), image_size, NUM_CLASSES, self.loss.output_layer, spec.model_params, is_new
             )
@@ -97,21 +114,35 @@ class Classifier:
         self._loss_arguments = utils.accepted_arguments(
             self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
         )
-        self._check_loss()
+        self._check(self.evaluate_batch, is_training=False)
 
     @property
     def num_parameters(self) -> int:
         """The number of weights, moving averages included."""
         return sum(int(np.prod(weight.shape)) for weight in self.model.weights)
 
-    def _check_loss(self) -> None:
-        """Traces the loss once, so that a mistake in it is reported at the start and in one line."""
-        size = self.spec.image_size
+    def check_training(self) -> None:
+        """Checks before the first step what only training calculates, as the evaluation is checked from the start.
+
+        Raises:
+            UserError: if the loss fails, or something uses a variable that Keras does not track.
+        """
+        keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
+        self._check(self._training_losses, is_training=True)
+
+    def _training_losses(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs = self.model(readers.scale_images(images), labels, training=True)
+        return self.label_loss(outputs, labels), self.regularization_loss(outputs)
+
+    def _check(self, function: Callable, is_training: bool) -> None:
+        """Traces a function of images and labels, so that a mistake is reported at the start and in one line."""
+        size, what = self.spec.image_size, f"{self.spec.model} with {self.spec.label_loss}"
         images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)
         try:
-            tf.function(self.evaluate_batch).get_concrete_function(images, labels)
+            graph = tf.function(function).get_concrete_function(images, labels).graph
         except Exception as error:
-            raise utils.user_code_error(self.spec.label_loss, error) from error
+            raise untracked.creation_error(what, error) or utils.user_code_error(self.spec.label_loss, error) from error
+        untracked.check(graph, self.model.variables, what, is_training)
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
         """Returns the model's own loss if it has one, else the label loss of its predictions; a scalar.

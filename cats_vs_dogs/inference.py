@@ -10,7 +10,9 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 import contextlib
 import dataclasses
@@ -23,6 +25,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import config, files, submission, terminal, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs.prediction import Predictor
@@ -30,27 +33,30 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
+_INPUT = "input_data_pattern"
 _NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
 
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    define_path("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
     flags.DEFINE_bool(
         "flip_average",
         False,
         "Average the model's outputs over a picture and its mirror image.",
         module_name="model",
     )
-    flags.DEFINE_string(
+    define_path(
         "input_data_pattern",
         "",
         "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
-        "and whatever else the installed Pillow opens. Empty: the kit's own sample set, drawn at first use.",
+        "and whatever else the installed Pillow opens. Empty: test-* beside the training shards; for a model of the "
+        "sample set, its test shards.",
         module_name="data",
     )
     config.define_bad_examples_flag(
-        "them in <output_file>.bad_examples.csv. A missing id, or one that came before, counts as bad."
+        "them in <output_file>.bad_examples.csv. An id that the CSV cannot have, such as one that came before, counts "
+        "as bad."
     )
     flags.DEFINE_integer(
         "num_readers",
@@ -58,13 +64,13 @@ def define_flags() -> None:
         "Kept from 2017, without effect: shards are read in order, and decoding uses all cores.",
         module_name="data",
     )
-    flags.DEFINE_string(
+    define_path(
         "output_file",
         "",
         "The CSV file for the predictions. Empty: predictions.csv in train_dir.",
         module_name="output",
     )
-    submission.define_output_column()
+    submission.define_flags()
     flags.DEFINE_integer("batch_size", 1024, "Number of examples per batch.", 1, 2**31 - 1, module_name="machine")
 
 
@@ -80,6 +86,9 @@ def predict(
 
     Returns:
         Id and probability of a dog of the first examples, for the terminal.
+
+    Raises:
+        UserError: if there are more or fewer examples than the predictor expects.
     """
     first, start = [], time.monotonic()
     with terminal.progress_bar(predictor.num_examples, " pictures", "predicting") as progress:
@@ -92,6 +101,12 @@ def predict(
             if progress.disable:
                 seconds = time.monotonic() - start
                 logging.info("num examples processed: %d elapsed seconds: %.2f", writer.num_rows, seconds)
+    if predictor.num_examples not in (None, writer.num_rows):
+        raise utils.UserError(
+            f"{writer.num_rows} examples predicted, but {predictor.num_examples} counted at the start: the input files "
+            "have changed since then; run inference.py again"
+        )
+    writer.finish()
     return first
 
 
@@ -129,13 +144,22 @@ class Input:
 
 
 @contextlib.contextmanager
-def open_input(pattern: str, reader: "BaseReader", bad_examples_flag: str, batch_size: int) -> Iterator[Input]:
-    """Finds what to predict: shards, or pictures that a pattern matches or that a folder or .zip file holds.
+def open_input(
+    patterns: Sequence[str],
+    paths: Sequence[str],
+    reader: "BaseReader",
+    bad_examples_flag: str,
+    submission_format: str,
+    batch_size: int,
+) -> Iterator[Input]:
+    """Finds what to predict: shards, or pictures that patterns match or that a folder or .zip file holds.
 
     Args:
-        pattern: the pattern, folder or .zip file.
+        patterns: the patterns, or one folder or .zip file.
+        paths: the result of `input_files`.
         reader: how to read a record.
         bad_examples_flag: "fail" or "skip", see `bad_examples.open_shards`.
+        submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
         batch_size: examples per batch.
 
     Raises:
@@ -143,38 +167,42 @@ def open_input(pattern: str, reader: "BaseReader", bad_examples_flag: str, batch
     """
     from cats_vs_dogs import bad_examples, picture_files, readers
 
-    with find_pictures(pattern) as found:
+    with find_pictures(paths) as found:
         if found is None:
-            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, bad_examples_flag, unique_ids=True)
+            shards = bad_examples.open_shards(patterns, _INPUT, reader, bad_examples_flag, submission_format)
             errors = bad_examples.explain_read_errors(reader, shards)
             yield Input(shards, readers.make_dataset(reader, shards, batch_size), errors, has_pictures=False)
             return
-        paths, read = found
-        pictures = bad_examples.open_pictures(paths, reader, bad_examples_flag, read)
+        names, read = found
+        pictures = bad_examples.open_pictures(names, reader, bad_examples_flag, submission_format, read)
         errors = bad_examples.explain_picture_errors(reader, pictures, read)
         batches = picture_files.PictureBatches(reader, pictures, batch_size, read)
         yield Input(pictures, batches, errors, has_pictures=True)
 
 
 @contextlib.contextmanager
-def find_pictures(pattern: str) -> Iterator[tuple[list[str], Callable[[str], bytes]] | None]:
-    """Yields the paths of pictures, and a function that reads one, given its path; None if `pattern` names shards."""
+def find_pictures(paths: Sequence[str]) -> Iterator[tuple[list[str], Callable[[str], bytes]] | None]:
+    """Yields the paths of pictures, and a function that reads one, given its path; None if `paths` are shards."""
     from cats_vs_dogs import photo_sources
 
-    flag = "input_data_pattern"
-    is_folder = False
-    with contextlib.suppress(*files.file_errors()):  # `list_files` reports them.
-        is_folder = files.is_dir(pattern)
-    paths = [pattern] if is_folder else files.list_files(pattern, flag)
-    if not is_folder and not (len(paths) == 1 and paths[0].lower().endswith(".zip")):
+    source = paths[0]
+    if len(paths) > 1 or not (source.lower().endswith(".zip") or files.is_dir(source)):
         logging.info("number of input files: %d", len(paths))
         yield (paths, photo_sources.read_file) if are_pictures(paths) else None
         return
-    with photo_sources.open_pictures(paths[0], flag) as (pictures, read):
+    with photo_sources.open_pictures(source, _INPUT) as (pictures, read):
         logging.info("number of input files: %d", len(pictures))
         if not pictures:
-            raise utils.UserError(f"--{flag}={pattern}: {_without_pictures(paths[0])}")
+            raise utils.UserError(f"--{_INPUT}={source}: {_without_pictures(source)}")
         yield pictures, read
+
+
+def input_files(patterns: Sequence[str]) -> list[str]:
+    """Returns what patterns match: files, or one folder that is named by its path."""
+    with contextlib.suppress(*files.file_errors()):  # `list_files` reports them.
+        if len(patterns) == 1 and files.is_dir(patterns[0]):
+            return list(patterns)
+    return [path for pattern in patterns for path in files.list_files(pattern, _INPUT)]
 
 
 def _without_pictures(path: str) -> str:
@@ -205,25 +233,25 @@ def are_pictures(paths: Sequence[str]) -> bool:
 def main() -> None:
     """Predicts what the flags name."""
     train_dir, pattern, output_file = FLAGS.train_dir, FLAGS.input_data_pattern, FLAGS.output_file
-    output_column, batch_size = FLAGS.output_column, FLAGS.batch_size
+    submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
     config.require_model(train_dir)
     utils.import_tensorflow()
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.prediction import Predictor
 
     spec = train_dirs.load_spec(train_dir)
     checkpoints.require_checkpoint(train_dir)  # Before the data is read.
-    if not pattern:
-        pattern = sample_data.pattern("test")
-        logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", _INPUT)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
+    paths = input_files(patterns)
+    files.check_not_input(output_file, "output_file", paths)
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
     with (
         files.atomic_write(output_file, "output_file") as output,
-        open_input(pattern, reader, bad_examples_flag, batch_size) as data,
+        open_input(patterns, paths, reader, bad_examples_flag, submission_format, batch_size) as data,
     ):
         cluster = distribution.local_devices()
         with cluster.strategy.scope():
@@ -233,8 +261,8 @@ def main() -> None:
         bad_examples.write_bad_examples(data.shards, bad_path)
         with data.errors:
             predictor = Predictor(classifier, cluster, data.batches, data.shards.num_examples)
-            writer = submission.Writer(output, output_column)
-            first = predict(predictor, writer, bad_examples.make_id_check(data.shards))
+            writer = submission.Writer(output, output_column, submission_format)
+            first = predict(predictor, writer, bad_examples.make_id_check(data.shards, submission_format))
     if data.has_pictures and sys.stdout.isatty():
         print(*table(first, writer, output_file), sep="\n", flush=True)
     num_bad = len(data.shards.bad_list)

@@ -4,9 +4,20 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 from absl import logging
 
-from cats_vs_dogs import augmentation, bad_examples, checkpoints, optimizers, readers, sample_data, train_dir
+from cats_vs_dogs import (
+    augmentation,
+    bad_examples,
+    checkpoints,
+    example_index,
+    optimizers,
+    readers,
+    sample_data,
+    train_dir,
+    trained_data,
+)
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import Config
 from cats_vs_dogs.distribution import Cluster
@@ -32,6 +43,8 @@ class Job:
         predictor: the same model for evaluation and export, in float32, for pictures of one size.
         state: everything that is needed to resume.
         has_model: whether train_dir holds a model to resume, perhaps without a checkpoint.
+        trained_on: keys of all that the model will have been trained on; None if they are not known.
+        eval_trained_on: how many examples of `eval_shards` are among them; None if that is not known.
         record: what run.json will hold.
     """
 
@@ -48,22 +61,25 @@ class Job:
     predictor: Classifier
     state: checkpoints.TrainState
     has_model: bool
+    trained_on: np.ndarray | None
+    eval_trained_on: int | None
     record: dict[str, Any]
 
 
 def look(settings: Config, cluster: Cluster) -> Job:
     """Checks train_dir and the data, plans the steps, builds model and optimizer. Changes nothing in train_dir."""
     has_model = cluster.is_chief and train_dir.check(settings.train_dir, settings)
+    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
+    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
+    settings = settings if is_new else with_stored_seed(settings, cluster)
     data = settings.data
     reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
-    pattern = data.train_data_pattern
-    if not pattern:
-        pattern = sample_data.pattern("train")
-        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
-    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples)
-    eval_shards = None
-    if data.eval_data_pattern and cluster.is_chief:
-        eval_shards = bad_examples.open_shards(data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples)
+    shards, eval_shards = open_data(settings, cluster.is_chief, reader)
+    trained_on = eval_trained_on = None
+    if cluster.is_chief:
+        trained_on = trained_data.keys_of_run(settings.train_dir, shards, is_resumed=has_model)
+    if eval_shards:
+        eval_trained_on = trained_data.count_trained_on(eval_shards, trained_on, shards.files, "eval_data_pattern")
     batch_size = data.batch_size * cluster.num_replicas
     plan = Plan(shards.num_examples, batch_size, settings.periods, bool(data.eval_data_pattern))
     rates = settings.optimizer
@@ -77,8 +93,6 @@ def look(settings: Config, cluster: Cluster) -> Job:
         plan.total_steps,
     )
     sizes = make_size_schedule(settings, plan)
-    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
-    is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
     with cluster.strategy.scope():
         classifier, optimizer, predictor = build(settings, learning_rate, is_new, sizes is not None)
     return Job(
@@ -95,8 +109,59 @@ def look(settings: Config, cluster: Cluster) -> Job:
         predictor=predictor,
         state=checkpoints.TrainState(settings.train_dir, classifier, optimizer, settings.periods.keep_checkpoints),
         has_model=has_model,
+        trained_on=trained_on,
+        eval_trained_on=eval_trained_on,
         record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
     )
+
+
+def with_stored_seed(settings: Config, cluster: Cluster) -> Config:
+    """Returns the settings with the seed that the model in train_dir was built with; `settings.system` is unchanged."""
+    seed = train_dir.load_spec(settings.train_dir).seed if cluster.is_chief else 0
+    model = dataclasses.replace(settings.model, seed=cluster.broadcast_from_chief(seed))
+    return dataclasses.replace(settings, model=model)
+
+
+def open_data(
+    settings: Config, is_chief: bool, reader: readers.BaseReader
+) -> tuple[readers.Shards, readers.Shards | None]:
+    """Opens what to train on, and on the chief what to evaluate on; checks that a model can learn from it.
+
+    Raises:
+        UserError: if it cannot be read, or shows one class only.
+    """
+    data = settings.data
+    pattern = data.train_data_pattern
+    if not pattern:
+        check_is_of_sample_set(settings)
+        pattern = sample_data.pattern("train")
+        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
+    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples, with_index=True)
+    example_index.check_classes(shards.index, f"--train_data_pattern={pattern}", data.allow_one_class)
+    if not is_chief:
+        return shards, None
+    example_index.warn_of_unequal_classes(shards.index, settings.model.loss_params)
+    if not data.eval_data_pattern:
+        return shards, None
+    return shards, bad_examples.open_shards(
+        data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples, with_index=True
+    )
+
+
+def check_is_of_sample_set(settings: Config) -> None:
+    """Checks that a model that resumes on the sample set, because no data are given, was trained on it.
+
+    Raises:
+        UserError: if it was trained on other data.
+    """
+    folder = settings.train_dir
+    _, then = trained_data.find_run(folder)
+    pattern = then and not settings.start_new_model and then["flags"].get("train_data_pattern")
+    if pattern:
+        raise UserError(
+            f"--train_data_pattern: not given, but the model in --train_dir={folder} was trained on {pattern}; pass "
+            "the same to resume it, or --start_new_model to delete it, or another --train_dir"
+        )
 
 
 def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:
@@ -126,8 +191,8 @@ def build(
         is_new: whether training starts with this model, and no checkpoint will be restored.
         any_size: whether training pictures have several sizes.
     """
-    precision, seed = settings.system.precision, settings.system.seed
-    classifier = Classifier(settings.model, seed, precision, is_new, any_size)
+    precision = settings.system.precision
+    classifier = Classifier(settings.model, precision, is_new, any_size)
     optimizer = optimizers.make_optimizer(
         settings.optimizer.optimizer,
         learning_rate,
@@ -136,4 +201,6 @@ def build(
         params=settings.optimizer.optimizer_params,
     )
     serves_both = precision == "float32" and not any_size
-    return classifier, optimizer, classifier if serves_both else Classifier(settings.model, seed)
+    predictor = classifier if serves_both else Classifier(settings.model)
+    classifier.check_training()  # Last, since building a model resets the generator of keras.random.
+    return classifier, optimizer, predictor

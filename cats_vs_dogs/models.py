@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from cats_vs_dogs import untracked
 from cats_vs_dogs.utils import UserError, accepted_arguments, place_of, user_code_error
 
 
@@ -75,10 +76,15 @@ class BuiltModel:
         return self._all_layers.weights
 
     @property
+    def variables(self) -> list[keras.Variable]:
+        """All that Keras tracks: the `weights` and the `seed_states`."""
+        return self._all_layers.variables
+
+    @property
     def seed_states(self) -> list[keras.Variable]:
         """The random generator states of layers such as dropout, which `weights` does not contain."""
         weights = {id(variable) for variable in self._all_layers.weights}
-        return [variable for variable in self._all_layers.variables if id(variable) not in weights]
+        return [variable for variable in self.variables if id(variable) not in weights]
 
     @property
     def regularizer_losses(self) -> list:
@@ -123,6 +129,9 @@ def build_model(
     except UserError:
         raise
     except Exception as error:
+        created = untracked.creation_error(f"{name}.create_model", error)
+        if created:
+            raise created from error
         if "KerasTensor" in str(error):
             raise UserError(_raw_op_message(name, error)) from error
         if image_size is None:

@@ -1,5 +1,6 @@
 """A train_dir: every file that the kit writes there, what may be done with it, and what its JSON files hold."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,7 +29,7 @@ class _Entry(NamedTuple):
 
 # Every file that the kit writes into a train_dir. --start_new_model deletes these and nothing else.
 _ENTRIES = (
-    _Entry(r"model_flags\.json|run\.json|bad_examples\.csv", "train", "replaced"),
+    _Entry(r"model_flags\.json|run\.json|trained_on\.npy|bad_examples\.csv", "train", "replaced"),
     _Entry(r"checkpoint|model\.ckpt-\d+\..*", "train", "kept up to the newest readable one"),
     _Entry(r"metrics\.jsonl|events\.out\.tfevents\..*", "train", "cut after the checkpoint"),
     _Entry(r"plugins/profile", "train", "kept"),
@@ -44,8 +45,10 @@ _FOLDERS = ("best", "eval", "export", "plugins")
 # Temporary files of a training run that was killed. Other scripts may be writing theirs at this moment.
 _LEFTOVERS = re.compile(
     r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
-    r"(checkpoint|[^/]*\.json|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
+    r"(checkpoint|[^/]*\.json|trained_on\.npy|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
 )
+# What a resumed run cannot change. With another seed it has another order of examples, but the same model.
+_FIXED = {field.name for field in dataclasses.fields(ModelSpec)} - {"seed"}
 
 
 def eval_dir(train_dir: str) -> str:
@@ -66,10 +69,17 @@ def export_dir(train_dir: str, step: int) -> str:
 def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
     """Writes the metrics of an evaluation to metrics-<step>.json in a folder.
 
+    Logs a warning if they replace those of the same step on other data; metrics.jsonl keeps both.
+
     Raises:
         UserError: if it cannot be written.
     """
-    files.write_json(os.path.join(folder, f"metrics-{step}.json"), metrics)
+    path, name = os.path.join(folder, f"metrics-{step}.json"), "eval_data_pattern"
+    with contextlib.suppress(UserError, *files.file_errors()):  # There is none, or a damaged one.
+        old = files.read_json(path)
+        if old.get(name) and metrics.get(name) and old[name] != metrics[name]:
+            logging.warning("%s held the metrics on %s; now it holds those on %s", path, old[name], metrics[name])
+    files.write_json(path, metrics)
 
 
 # ---- Whose files are there.
@@ -180,11 +190,11 @@ def check(train_dir: str, config: Config) -> bool:
             )
         return False
     stored = load_spec(train_dir)
-    for field in dataclasses.fields(ModelSpec):
-        now, then = getattr(config.model, field.name), getattr(stored, field.name)
+    for name in _FIXED:
+        now, then = getattr(config.model, name), getattr(stored, name)
         if now != then:
             raise UserError(
-                f"--{field.name}={now}: the model in --train_dir={train_dir} has {field.name}={then}; pass the same to "
+                f"--{name}={now}: the model in --train_dir={train_dir} has {name}={then}; pass the same to "
                 "resume it, or --start_new_model to delete it, or another --train_dir"
             )
     _check_optimizer(train_dir, config)
@@ -192,7 +202,7 @@ def check(train_dir: str, config: Config) -> bool:
 
 
 def _check_optimizer(train_dir: str, config: Config) -> None:
-    then, now = _stored_optimizer(_read_run(train_dir)), _optimizer_of(config)
+    then, now = _stored_optimizer(read_run(train_dir)), _optimizer_of(config)
     if then and then["class"] != now["class"]:
         raise UserError(
             f"--optimizer={config.optimizer.optimizer}: the model in --train_dir={train_dir} was made with "
@@ -225,6 +235,8 @@ def load_spec(train_dir: str) -> ModelSpec:
     if not exists:
         raise UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first")
     stored = files.read_json(path)
+    if "seed" not in stored:  # Of an older version of the kit.
+        stored["seed"] = _seed_of_run(train_dir)
     types = {field.name: field.type for field in dataclasses.fields(ModelSpec)}
     types |= {"model_params": dict, "loss_params": dict}
     if {key: type(value) for key, value in stored.items()} != types:
@@ -236,6 +248,14 @@ def load_spec(train_dir: str) -> ModelSpec:
     except UserError as error:
         raise UserError(f"{path}: {error}; put the class back, or name another train_dir") from error
     return spec
+
+
+def _seed_of_run(train_dir: str) -> int:
+    """Returns the seed in the run.json of a train_dir, or of the one whose folder "best" it is; 0 without one."""
+    path = train_dir.rstrip("/") if files.is_remote(train_dir) else os.path.abspath(train_dir)
+    folder, name = os.path.split(path)
+    seed = read_run(folder if name == "best" else train_dir).get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_loss: str | None) -> None:
@@ -274,8 +294,10 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
     import numpy as np
     import tensorflow as tf
 
+    settings = config.settings()
+    patterns = {name: files.absolute_pattern(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
-        "flags": config.settings(),
+        "flags": settings | patterns,
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -284,7 +306,7 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
         },
         "seed": config.system.seed,
         "optimizer": _optimizer_of(config),
-        "shards": shards,
+        "shards": {files.absolute_path(path): count for path, count in shards.items()},
         "parameters": num_parameters,
         "replicas": num_replicas,
     }
@@ -295,9 +317,15 @@ def save_record(train_dir: str, record: dict[str, Any]) -> None:
     files.write_json(os.path.join(train_dir, "run.json"), record)
 
 
-def _read_run(train_dir: str) -> dict[str, Any]:
+def read_run(train_dir: str) -> dict[str, Any]:
+    """Returns what run.json holds; {} if it is not there."""
     path = os.path.join(train_dir, "run.json")
-    return files.read_json(path) if files.exists(path) else {}
+    try:
+        return files.read_json(path) if files.exists(path) else {}
+    except Exception as error:
+        if not isinstance(error, files.file_errors()):
+            raise
+        raise UserError(f"{path}: cannot be read: {files.explain_error(error)}; fix it") from error
 
 
 def fingerprint(record: dict[str, Any]) -> int:
@@ -315,7 +343,7 @@ def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
         train_dir: where run.json is.
         record: this run's, see `make_record`.
     """
-    then = _read_run(train_dir)
+    then = read_run(train_dir)
     if not then:
         return
     changes = ["other shards"] if _shards(then) != _shards(record) else []
@@ -334,6 +362,11 @@ def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
         )
 
 
+def same_shards(run: dict[str, Any], shards: dict[str, int]) -> bool:
+    """Whether a run was trained on shards with these names and numbers of records; their folders may differ."""
+    return _shards(run) == _shards({"shards": shards})
+
+
 def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
     return [(os.path.basename(file), count) for file, count in record.get("shards", {}).items()]
 
@@ -341,7 +374,7 @@ def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
 def _results_flags(record: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
     """Returns the flags that change a run's results; flags that the kit no longer has are left out."""
     without_effect = set(WITHOUT_EFFECT) | {"optimizer", "optimizer_params"}  # Compared by themselves.
-    without_effect |= {field.name for field in dataclasses.fields(ModelSpec)}  # Other ones are refused.
+    without_effect |= _FIXED  # Other ones are refused.
     flags = present["flags"]
     if flags["learning_rate_schedule"] != "cosine" and not flags["first_image_size"]:
         without_effect |= {"num_epochs", "max_steps"}  # Nothing else depends on when training ends.

@@ -11,14 +11,18 @@ import logging as python_logging
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
+
+from cats_vs_dogs import flag_names
 
 TRAIN_DIR = "/tmp/cvd_model/"
 
@@ -56,6 +60,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     Returns:
         The arguments that are not flags of the script.
     """
+    _use_utf8()
     defined = flags.FLAGS.flags_by_module_dict()
     for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
         delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
@@ -67,34 +72,86 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     try:
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
         others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
+    except flags.UnrecognizedFlagError as error:
+        answer = flag_names.explain_unknown_flag(error.flagname, dir(flags.FLAGS))
+        message = f"Unknown command line flag '{error.flagname}'{answer and f'; {answer}'}"
+        _exit_with_error(f"{message} (--help lists all flags)")
     except flags.Error as error:
-        _exit_with_error(f"{str(error).removeprefix('flag ')} (--help lists all flags)")
+        message = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
+        _exit_with_error(f"{message} (--help lists all flags)")
     if others and not pass_on_flags:
-        _exit_with_error(f"{' '.join(others)}: not a flag; write --name=value, and put quotes around patterns")
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
+        advice = flag_names.explain_words(others, dir(flags.FLAGS))
+        _exit_with_error(f"{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             _exit_with_error(f"--{name}={value}: must be a finite number")
     return others
 
 
+def _use_utf8() -> None:
+    """Starts this script again in Python's UTF-8 mode if Python takes paths for another encoding, such as ASCII.
+
+    TensorFlow takes paths for UTF-8 always. A notebook, whose process is not this script's, is left as it is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # A notebook's stream.
+            stream.reconfigure(errors="backslashreplace")  # A name that a terminal cannot show is no error.
+    names = {sys.argv[0], f"cats_vs_dogs.{os.path.basename(sys.argv[0]).removesuffix('.py')}"}  # The latter with -m.
+    is_own_process = bool(names & set(sys.orig_argv))
+    if sys.getfilesystemencoding() == "utf-8" or not is_own_process or not sys.executable:
+        return
+    if "utf8" in sys._xoptions:
+        _exit_with_error("-X utf8=0: paths must be UTF-8; leave the option out")
+    os.environ["PYTHONUTF8"] = "1"  # For processes that this one starts.
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs a script whose flags have been read, and ends the process with a proper exit code."""
 
     def guarded_main(unused_argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().setFormatter(_LineFormatter())
-        logging.get_absl_handler().addFilter(_is_ours_or_grave)
-        python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
-        # As an exception, so that temporary files are deleted.
-        signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
         try:
-            main()
+            with _exit_on_sigterm():
+                main()
         except UserError as error:
             _exit_with_error(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded_main, flags_parser=lambda argv: argv)
+    with _own_logging():
+        app.run(guarded_main, flags_parser=lambda argv: argv)
+
+
+@contextlib.contextmanager
+def _own_logging() -> Iterator[None]:
+    """Logs as scripts do inside the block. A notebook, which runs scripts in its own process, then logs as before."""
+    root, tensorflow, handler = python_logging.root, python_logging.getLogger("tensorflow"), logging.get_absl_handler()
+    handlers, level, verbosity = root.handlers[:], tensorflow.level, logging.get_verbosity()
+    formatter = handler.formatter
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler.setFormatter(_LineFormatter())
+    handler.addFilter(_is_ours_or_grave)
+    tensorflow.setLevel(python_logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        logging.set_verbosity(verbosity)
+        handler.setFormatter(formatter)
+        handler.removeFilter(_is_ours_or_grave)
+        tensorflow.setLevel(level)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an exception inside the block, so that temporary files are deleted."""
+    before = signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 # What TensorFlow writes to stderr, past its log level, when it starts on a machine without a GPU.
@@ -112,7 +169,19 @@ def import_tensorflow() -> None:
     TensorFlow writes them from C++, before its log level applies. A child process filters stderr meanwhile, so that
     any other line is shown even if the import ends this process.
     """
-    if "tensorflow" in sys.modules or not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+    if "tensorflow" in sys.modules:
+        return
+    with _explain_keras_json(), _without_startup_lines():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+
+
+@contextlib.contextmanager
+def _without_startup_lines() -> Iterator[None]:
+    """Leaves TensorFlow's start-up lines out of what the block writes to stderr."""
+    if not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+        yield
         return
     reader, writer = os.pipe()
     child = os.fork()
@@ -128,13 +197,23 @@ def import_tensorflow() -> None:
     os.dup2(writer, 2)
     os.close(writer)
     try:
-        import tensorflow as tf
-
-        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.waitpid(child, 0)
+
+
+@contextlib.contextmanager
+def _explain_keras_json() -> Iterator[None]:
+    """Ends the process with one line if TensorFlow, when it is imported, cannot use the user's keras.json."""
+    try:
+        yield
+    except (AssertionError, AttributeError, TypeError, ValueError, OSError) as error:
+        path = os.path.join(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")), "keras.json")
+        if not os.path.exists(path):
+            raise
+        _exit_with_error(f"{path}: TensorFlow cannot be imported with it; delete it ({type(error).__name__}: {error})")
 
 
 class _LineFormatter(python_logging.Formatter):
@@ -152,8 +231,41 @@ def _is_ours_or_grave(record: python_logging.LogRecord) -> bool:
 
 def _exit_with_error(message: str) -> None:
     sys.stdout.flush()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # In one line, but a path in it may have several spaces.
+    print("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), file=sys.stderr)
     sys.exit(1)
+
+
+def command(script: str, *switches: str, **values: str) -> str:
+    """Returns a command to paste into a shell: it runs a script that lies beside the one that is running.
+
+    Args:
+        script: the script's file name, such as "eval.py".
+        switches: flags without a value, such as "run_once".
+        values: flags and their values.
+    """
+    folder, own_folder = os.path.dirname(sys.argv[0]), os.path.dirname(os.path.abspath(__file__))
+    if os.path.realpath(folder) != os.path.realpath(own_folder):  # Imported by another program.
+        folder = own_folder
+    path = os.path.join(folder, script)
+    arguments = [f" --{name}" for name in switches]
+    arguments += [f" --{name}={shlex.quote(value)}" for name, value in values.items()]
+    return f"{python_command()} {shlex.quote(path)}{''.join(arguments)}"
+
+
+def tensorboard_command() -> str:
+    """Returns what starts TensorBoard in a shell."""
+    is_on_path = os.path.dirname(shutil.which("tensorboard") or "") == os.path.dirname(sys.executable)
+    return "tensorboard" if is_on_path else f"{python_command()} -m tensorboard.main"
+
+
+def python_command() -> str:
+    """Returns what starts this interpreter in a shell: "python" if PATH leads to it, else its path."""
+    folder = os.path.dirname(sys.executable)
+    for name in ("python", "python3"):
+        if os.path.dirname(shutil.which(name) or "") == folder:
+            return name
+    return shlex.quote(sys.executable)
 
 
 def default_train_dir() -> str:
@@ -266,12 +378,15 @@ def user_code_error(what: str, error: Exception) -> UserError:
     return UserError(f"{what} failed: {type(error).__name__}: {message} ({place_of(error)})")
 
 
+# Paths of code that is not the user's.
+LIBRARIES = re.compile(r"/(tensorflow|keras|numpy|absl)/|__autograph_generated_file")
+
+
 def place_of(error: Exception) -> str:
     """Returns the last line of code, outside the libraries, that an error went through: "file line n: code"."""
     places = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
     places += re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', str(error))  # See above.
-    libraries = re.compile(r"/(tensorflow|keras|numpy|absl)/|__autograph_generated_file")
-    filename, number, line = [place for place in places if not libraries.search(place[0])][-1]
+    filename, number, line = [place for place in places if not LIBRARIES.search(place[0])][-1]
     return f"{os.path.basename(filename)} line {number}: {line}"
 
 

@@ -13,8 +13,8 @@ PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.floa
 IMAGES = PIXELS / 127.5 - 1
 
 
-def spec(**params):
-    return ModelSpec("PretrainedModel", {"backbone": "MobileNet", **params}, "CrossEntropyLoss", {}, 32, "area")
+def spec(seed=0, **params):
+    return ModelSpec("PretrainedModel", {"backbone": "MobileNet", **params}, "CrossEntropyLoss", {}, 32, "area", seed)
 
 
 def test_unknown_names_and_pictures_that_are_too_small():
@@ -105,12 +105,12 @@ def test_weights_of_a_file(tmp_path, file, has_top):
 
 def test_weights_are_needed_only_when_training_starts(tmp_path):
     path = tmp_path / "a.weights.h5"
-    Classifier(spec(weights=None), seed=5).model.network.get_layer("mobilenet_1.00_32").save_weights(path)
-    with_file = spec(weights=str(path))
-    new = Classifier(with_file, seed=1, is_new=True)
+    Classifier(spec(seed=5, weights=None)).model.network.get_layer("mobilenet_1.00_32").save_weights(path)
+    with_file = spec(seed=1, weights=str(path))
+    new = Classifier(with_file, is_new=True)
     checkpoints.save_best(new, str(tmp_path / "best"), 1, {})
     path.unlink()
-    restored = Classifier(with_file, seed=1)
+    restored = Classifier(with_file)
     kernel, _ = restored.model.trainable_variables
     np.testing.assert_array_equal(kernel, new.model.trainable_variables[0])  # The same with a file and without.
     assert np.any(restored.model.weights[0] != new.model.weights[0].numpy())

@@ -31,7 +31,7 @@ def dropout_spec(monkeypatch):
 
 
 def training_checkpoint(folder, spec, optimizer_class=keras.optimizers.Adam, keep=5, seed=0):
-    classifier = Classifier(spec, seed)
+    classifier = Classifier(dataclasses.replace(spec, seed=seed))
     optimizer = optimizer_class()
     optimizer.build(classifier.model.trainable_variables)
     checkpoint = checkpoints.TrainState(str(folder), classifier, optimizer, keep)
@@ -63,7 +63,7 @@ def test_everything_that_training_needs_comes_back(tmp_path, dropout_spec):
     ):
         np.testing.assert_array_equal(a, b)
 
-    for_prediction = Classifier(dropout_spec, seed=5)
+    for_prediction = Classifier(dataclasses.replace(dropout_spec, seed=5))
     checkpoints.restore_classifier(for_prediction, checkpoints.require_checkpoint(str(tmp_path)))
     np.testing.assert_array_equal(for_prediction.probability(images), classifier.probability(images))
     # The masks of dropout go on too.
@@ -158,7 +158,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, caplog, suffix, h
     restored_classifier, _, restored = training_checkpoint(tmp_path, SPEC, seed=1)
     assert restored.restore() == str(tmp_path / "model.ckpt-1")
     assert int(restored.progress.step) == 1
-    for_prediction = Classifier(SPEC, seed=2)
+    for_prediction = Classifier(dataclasses.replace(SPEC, seed=2))
     assert checkpoints.restore_newest(for_prediction, str(tmp_path)) == str(tmp_path / "model.ckpt-1")
     for one in (restored_classifier, for_prediction):
         np.testing.assert_array_equal(one.model.weights[0], np.ones(kernel.shape))
@@ -220,7 +220,7 @@ def test_the_best_model_takes_the_place_of_the_one_before(tmp_path):
         "model.ckpt-8.index",
         "model_flags.json",
     ]
-    other = Classifier(train_dir_module.load_spec(str(best)), seed=1)
+    other = Classifier(dataclasses.replace(train_dir_module.load_spec(str(best)), seed=1))
     checkpoints.restore_newest(other, str(best))
     np.testing.assert_array_equal(other.model.weights[0], classifier.model.weights[0])
 

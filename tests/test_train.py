@@ -126,7 +126,7 @@ def test_xla_gives_the_same():
 
 
 def test_same_seed_same_weights():
-    first, same, other = (Classifier(spec(), seed).model.weights[0].numpy() for seed in (3, 3, 4))
+    first, same, other = (Classifier(spec(seed=seed)).model.weights[0].numpy() for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, same)
     assert not np.array_equal(first, other)
 
@@ -338,7 +338,7 @@ def test_building_a_classifier_changes_nothing_for_the_process():
     expected = random.random(), np.random.random(), float(tf.random.uniform([]))
     keras.utils.set_random_seed(7)
     for precision in ("mixed_bfloat16", "float32"):
-        Classifier(spec(model="MoeModel"), seed=3, precision=precision)
+        Classifier(spec(model="MoeModel", seed=3), precision=precision)
     assert keras.config.dtype_policy().name == "float32"
     assert (random.random(), np.random.random(), float(tf.random.uniform([]))) == expected
 

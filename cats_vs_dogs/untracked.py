@@ -1,0 +1,102 @@
+"""Finds variables that a model uses and Keras does not track: they are neither trained nor saved."""
+
+import linecache
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from cats_vs_dogs.utils import LIBRARIES, UserError, place_of
+
+# States of random numbers: that of keras.random without a seed generator, and that of tf.random.Generator.
+_RANDOM_STATE = re.compile(r"(.*/)?(seed_generator_state|StateVar)(_\d+)?")
+# What TensorFlow and Keras say about a variable that is created when a layer is called.
+_CREATED_LATE = re.compile(r"not be lifted|Unable to lift|singleton tf\.Variables|cannot add new elements of state")
+_KIT = tuple(os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ("classifier.py", "models.py"))
+
+
+def check(graph: tf.Graph, tracked: Sequence[keras.Variable], what: str, is_training: bool) -> None:
+    """Checks that Keras tracks all variables of a graph.
+
+    In training, the state of random numbers is only worth a warning: it matters to a resumed run, not to predictions.
+
+    Args:
+        graph: the graph of a `tf.function` that calls a model and its loss.
+        tracked: the variables that Keras tracks.
+        what: the model and its loss, for messages.
+        is_training: whether the graph is that of training.
+
+    Raises:
+        UserError: if there is another one.
+    """
+    known = {id(handle) for variable in tracked for handle in _handles(variable.value)}
+    names = {id(handle): variable.name for variable in graph.variables for handle in _handles(variable)}
+    random_places = []
+    for handle, placeholder in graph.captures:
+        if id(handle) in known or not _is_variable(handle):
+            continue
+        name = re.sub(r"/replica_\d+|:0", "", names.get(id(handle), placeholder.name))
+        place = _place(placeholder)
+        if not is_training or not _RANDOM_STATE.fullmatch(name):
+            raise UserError(
+                f"{what} uses the variable {name} of shape {_shape(handle)}, which Keras "
+                f"does not track{place}, so it would be neither trained nor saved; call layers on Keras tensors, not "
+                "inside Lambda or a loss; in a layer of your own, create variables with self.add_weight(...) and set "
+                "layers as attributes"
+            )
+        random_places.append(place)
+    if random_places:
+        logging.warning(
+            "%s: random numbers have a state that is not saved%s, so a resumed run draws others than an uninterrupted "
+            "one; call layers such as Dropout on Keras tensors; in a layer of your own, set self.seeds = "
+            "keras.random.SeedGenerator(1) in __init__, and pass seed=self.seeds to the functions of keras.random",
+            *(what, random_places[0]),
+        )
+
+
+def creation_error(what: str, error: Exception) -> UserError | None:
+    """Returns the error to raise if a variable is created when a layer or loss is called; None if it is another error.
+
+    Args:
+        what: the function that was called, such as "MyModel.create_model".
+        error: what it raised.
+    """
+    cause: BaseException | None = error
+    while cause and not _CREATED_LATE.search(str(cause)):
+        cause = cause.__context__
+    place = place_of(error) if cause else ""
+    where = "" if place.startswith("classifier.py ") else f" ({place})"
+    return cause and UserError(
+        f"{what} creates a variable or a layer when it is called{where}; create it before, as a layer that is called "
+        "on a Keras tensor; in a layer of your own, in __init__ or build"
+    )
+
+
+def _handles(variable: Any) -> list[tf.Tensor]:
+    """Returns the handles of a variable, one for each device that has a copy."""
+    return [copy.handle for copy in getattr(variable, "values", [variable])]
+
+
+def _is_variable(tensor: tf.Tensor) -> bool:
+    """Whether a tensor is the handle of a variable. Other resources, such as lookup tables, have no shape."""
+    return tensor.dtype == tf.resource and bool(tensor._handle_data and tensor._handle_data.shape_and_type)
+
+
+def _shape(handle: tf.Tensor) -> list[int]:
+    return [dimension.size for dimension in handle._handle_data.shape_and_type[0].shape.dim]
+
+
+def _place(placeholder: tf.Tensor) -> str:
+    """Returns where the user's code uses a variable, such as " (cvd_models.py line 9: net = ...)"; else ""."""
+    for op in placeholder.consumers():
+        for frame in reversed(list(op.traceback)):
+            if frame.filename in _KIT:
+                break
+            if not LIBRARIES.search(frame.filename):
+                line = linecache.getline(frame.filename, frame.lineno).strip()
+                return f" ({os.path.basename(frame.filename)} line {frame.lineno}: {line})"
+    return ""

@@ -1,0 +1,153 @@
+"""One model, whichever way it is rebuilt: training's evaluation, eval.py, inference.py and the export agree."""
+
+import json
+import random
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import DATA, make_config, write_shards
+
+from cats_vs_dogs import bad_examples, checkpoints, cvd_models, distribution, models, readers, train, train_dir
+from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.evaluation import Evaluator
+from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.prediction import Predictor
+
+
+class DrawnModel(models.BaseModel):
+    """Draws constants in all ways."""
+
+    def __init__(self):
+        self.factors = np.random.normal(size=8)
+
+    def create_model(self, model_input, is_new):
+        net = keras.layers.Conv2D(8, 3, strides=2)(model_input)
+        net = keras.layers.Dropout(0.3)(keras.layers.GlobalAveragePooling2D()(net))
+        drawn = [
+            self.factors,
+            [random.gauss(0, 1) for _ in range(8)],
+            np.random.permutation(8) / 8,
+            keras.random.normal([8]),
+            keras.random.shuffle(np.arange(8.0)),
+            tf.random.normal([8]),
+            tf.random.uniform([8], seed=3),
+            tf.random.stateless_normal([8], [1, 2]),
+            keras.initializers.RandomNormal(1.0)([8]),
+        ]
+        drawn = np.array([np.array(values, np.float32) for values in drawn])
+        net = keras.layers.Lambda(lambda x: x @ tf.cast(drawn.T, x.dtype))(net)
+        return {"predictions": keras.layers.Dense(1, "sigmoid", dtype="float32")(net)}
+
+
+@pytest.fixture
+def shards(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(cvd_models, "DrawnModel", DrawnModel, raising=False)
+    folder = tmp_path_factory.mktemp("shards")
+    return write_shards(folder), write_shards(folder, "validation", num_examples=10, num_shards=1)
+
+
+def trained(folder, shards, **settings):
+    """Trains a model, and returns the last row that training's evaluation wrote."""
+    common = {"image_size": 16, "batch_size": 8, "num_epochs": 2, "model": "DrawnModel", "base_learning_rate": 1e-3}
+    data = {"train_data_pattern": shards[0], "eval_data_pattern": shards[1], "train_dir": str(folder)}
+    train.train(make_config(**data, **{**common, **settings}), distribution.local_devices())
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
+
+
+def rebuilt(folder, flip_average=False):
+    """What another process does: builds the model of a train_dir, and restores it."""
+    random.seed(99)  # Whatever was drawn before.
+    keras.utils.set_random_seed(98)
+    tf.random.normal([3])
+    classifier = Classifier(train_dir.load_spec(str(folder)), flip_average=flip_average)
+    checkpoints.restore_newest(classifier, str(folder))
+    return classifier
+
+
+def log_loss_and_probabilities(classifier, folder, pattern):
+    reader = readers.get_reader(True, classifier.spec.image_size, classifier.spec.resize_method)
+    shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, "fail")
+    batches = readers.make_dataset(reader, shards, 4)
+    predictor = Predictor(classifier, distribution.local_devices(), batches)
+    metrics = Evaluator(predictor).evaluate(1, EventFile(str(folder / "events"))).metrics
+    images = tf.concat([images for _, images, _ in batches], axis=0)
+    return metrics["avg_loss"], classifier.probability(images).numpy()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": 0},
+        {"seed": 7, "precision": "mixed_bfloat16"},
+        {"seed": 2**32 - 1, "first_image_size": 12, "precision": "mixed_float16"},
+    ],
+)
+def test_the_same_model_in_training_evaluation_prediction_and_export(tmp_path, shards, settings):
+    row = trained(tmp_path / "model", shards, **settings)
+    folders = [tmp_path / "model"] + ([tmp_path / "model" / "best"] if row["step"] == best_step(tmp_path) else [])
+    serialized = list(tf.data.TFRecordDataset(tf.io.gfile.glob(shards[1])).as_numpy_iterator())
+    exported = tf.saved_model.load(str(tmp_path / "model" / "export" / f"step_{row['step']}"))
+    exported = exported.signatures["serving_default"](example_bytes=tf.constant(serialized))["predictions"][:, 1:]
+    for folder in folders:
+        loss, probabilities = log_loss_and_probabilities(rebuilt(folder), tmp_path, shards[1])
+        assert loss == pytest.approx(row["avg_loss"], abs=1e-6)
+        np.testing.assert_allclose(exported, probabilities, atol=1e-6, rtol=0)
+    assert 0.01 < probabilities.min() < probabilities.max() - 0.01 < 0.98  # The pictures matter.
+
+
+def best_step(tmp_path):
+    return checkpoints.step_of(checkpoints.require_checkpoint(str(tmp_path / "model" / "best")))
+
+
+def test_the_mirror_image_meets_the_same_model(tmp_path, shards):
+    trained(tmp_path / "model", shards, seed=5)
+    plain, flipping = (rebuilt(tmp_path / "model", flip_average) for flip_average in (False, True))
+    images = tf.random.stateless_uniform([5, 16, 16, 3], [1, 2])
+    mean = (plain.probability(images) + plain.probability(images[:, :, ::-1])) / 2
+    np.testing.assert_allclose(flipping.probability(images), mean, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_model_resumed_with_another_seed_stays_the_same_model(tmp_path, shards, caplog):
+    folder = tmp_path / "model"
+    trained(folder, shards, seed=3)
+    before = rebuilt(folder)
+    row = trained(folder, shards, seed=4, num_epochs=3)
+    assert "was trained with seed=3 (now 4)" in caplog.text
+    assert train_dir.load_spec(str(folder)).seed == train_dir.load_spec(str(folder / "best")).seed == 3
+    assert json.loads((folder / "run.json").read_text())["flags"]["seed"] == 4
+    after = rebuilt(folder)
+    loss, _ = log_loss_and_probabilities(after, tmp_path, shards[1])
+    assert loss == pytest.approx(row["avg_loss"], abs=1e-6)
+    before.copy_weights(after)  # Then they differ in what was drawn, if at all.
+    images = tf.random.stateless_uniform([5, 16, 16, 3], [1, 2])
+    np.testing.assert_array_equal(before.probability(images), after.probability(images))
+    trained(folder, shards, seed=6, start_new_model=True)
+    assert train_dir.load_spec(str(folder)).seed == 6
+
+
+def test_the_seed_of_a_train_dir_of_an_older_version(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "train_dir_of_2_0", folder)
+    assert train_dir.load_spec(str(folder)).seed == 0
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**run, "seed": 12}))
+    assert train_dir.load_spec(str(folder)).seed == train_dir.load_spec(f"{folder}/best/").seed == 12
+    shutil.move(folder / "best", tmp_path / "best")
+    assert train_dir.load_spec(str(tmp_path / "best")).seed == 0
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_same_is_drawn_in_a_strategy_and_after_other_operations(shards, is_new):
+    spec = make_config(model="DrawnModel", image_size=16, seed=3).model
+    images = tf.random.stateless_uniform([5, 16, 16, 3], [1, 2])
+    expected = Classifier(spec)
+    tf.random.normal([2])
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        tf.random.normal([2])
+        other = Classifier(spec, is_new=is_new)
+    other.copy_weights(expected)
+    np.testing.assert_array_equal(other.probability(images), expected.probability(images))
