@@ -1,6 +1,8 @@
 """Records and pictures that cannot be read: names the first one, or lists all of them and leaves them out."""
 
 import contextlib
+import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import decoding, files, readers, submission, terminal, tfrecords
+from cats_vs_dogs import decoding, example_index, files, readers, submission, terminal, tfrecords
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
 from cats_vs_dogs.utils import UserError
 
@@ -26,32 +28,46 @@ _READ_ERRORS = (
 )
 
 
-def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, submission_format: str = "") -> Shards:
+def open_shards(
+    pattern: str | Sequence[str],
+    flag: str,
+    reader: BaseReader,
+    bad_examples: str,
+    submission_format: str = "",
+    with_index: bool = False,
+) -> Shards:
     """Finds shards, counts their records and looks for bad records. Writes nothing.
 
     Args:
-        pattern: file glob.
+        pattern: one file glob, or several.
         flag: the flag that named it, for messages.
         reader: how to read a record.
         bad_examples: "fail": checks only the very first record, to notice shards of the wrong kind at once. "skip":
             checks all records and leaves out the bad ones, and all records after damage in a file.
         submission_format: with "skip", a record is also bad if a CSV of this format, one of submission.FORMATS, cannot
             have its id. "": the id does not matter.
+        with_index: whether to check the labels, and to return labels and pictures as `Shards.index`.
 
     Returns:
         The shards.
 
     Raises:
-        UserError: if nothing matches, a file cannot be opened, or more than half of the records are bad; with "fail",
-            if the length fields of a file show damage, or the first record is bad.
+        UserError: if nothing matches, a file cannot be opened, labels are of other classes than cat and dog, or more
+            than half of the records are bad; with "fail", if the length fields of a file show damage, or the first
+            record is bad.
     """
-    scanned = {path: tfrecords.scan(path) for path in files.list_files(pattern, flag)}
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    paths = [path for one in patterns for path in files.list_files(one, flag)]
+    scanned, index = _scan(paths, reader, with_index, reads_all=bad_examples == "skip")
     num_bytes = sum(scan.size for scan in scanned.values() if scan.count)
     if bad_examples == "fail":
         for path, scan in scanned.items():
             if scan.damage:
                 raise UserError(f"{path}: {scan.damage}")
-        shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes)
+    if index:
+        example_index.check_labels(index, f"--{flag}={','.join(patterns)}")
+    if bad_examples == "fail":
+        shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes, index=index)
         with explain_read_errors(reader, shards):
             next(iter(readers.make_dataset(reader, shards, batch_size=1)))
         return shards
@@ -59,7 +75,26 @@ def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, 
     bad_list = [(path, scan.count, "", scan.damage) for path, scan in scanned.items() if scan.damage]
     bad_list = sorted([*bad_list, *find_bad_examples(reader, readable, submission_format)])
     records = {path: count + bool(scanned[path].damage) for path, count in readable.items()}
-    return _unless_most_are_bad(Shards(records, bad_list, num_bytes))
+    shards = _unless_most_are_bad(Shards(records, bad_list, num_bytes))
+    return dataclasses.replace(shards, index=index.without(shards.bad) if index else None)
+
+
+def _scan(
+    paths: Sequence[str], reader: BaseReader, with_index: bool, reads_all: bool
+) -> tuple[dict[str, tfrecords.Scan], example_index.ExampleIndex | None]:
+    """Scans files; if there is to be an index, reads all their examples, or of large data the first ones."""
+    has_labels = readers.reads_labels(reader)
+    if not with_index:
+        return {path: tfrecords.scan(path) for path in paths}, None
+    if not reads_all and not example_index.is_small(paths):
+        return {path: tfrecords.scan(path) for path in paths}, example_index.read_first(paths, has_labels)
+    scanned: dict[str, tfrecords.Scan] = {}
+    examples: dict[str, list[example_index.Example]] = {path: [] for path in paths}
+    num_bytes, limit = 0, math.inf if reads_all else example_index.MAX_BYTES
+    for path in paths:
+        scanned[path] = tfrecords.scan(path, example_index.adder(examples[path]) if num_bytes <= limit else None)
+        num_bytes += scanned[path].size
+    return scanned, example_index.ExampleIndex(examples, num_bytes <= limit, has_labels)
 
 
 def open_pictures(

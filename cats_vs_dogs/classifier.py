@@ -1,6 +1,7 @@
 """A model and its label loss together: what is trained, evaluated and exported."""
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state  # Has no public name.
 
 from cats_vs_dogs import cvd_models, losses, models, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
 _UNSEEDED = 87654321  # What TensorFlow returns as its seed if none was set.
+# What Keras keeps for the process: its seed, the generator of keras.random, and how many layers have had a name.
+_LAYER_NUMBERS = "object_name_uids"
+_KERAS_STATE = ("global_random_seed", "global_seed_generator", _LAYER_NUMBERS)
 
 
 def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.BaseLoss]]:
@@ -32,17 +37,29 @@ def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.B
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the random numbers of Python, NumPy and TensorFlow inside the block, and restores them after it.
 
-    Keras draws the seeds of its initializers and random layers from Python's.
+    Keras draws the seeds of its initializers and random layers from Python's. The names of layers that are built inside
+    the block do not count either: a model has the same names whenever it is built.
     """
+    keras_state = {name: global_state.get_global_attribute(name) for name in _KERAS_STATE}
+    keras_state[_LAYER_NUMBERS] = copy.copy(keras_state[_LAYER_NUMBERS])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
     keras.utils.set_random_seed(seed)
     try:
         yield
     finally:
+        for name, value in keras_state.items():
+            global_state.set_global_attribute(name, value)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         tf.random.set_seed(None if tensorflow_seed == _UNSEEDED else tensorflow_seed)
+
+
+def _use_keras_defaults() -> None:
+    """Sets Keras' defaults for this process, whatever the user's keras.json says: they are part of what a model is."""
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
 
 
 @contextlib.contextmanager
@@ -81,6 +98,7 @@ class Classifier:
         flip_average: bool = False,
     ):
         model_class, loss_class = find_classes(spec)
+        _use_keras_defaults()
         self.spec = spec
         self.flip_average = flip_average
         image_size = None if any_size else spec.image_size

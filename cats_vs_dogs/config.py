@@ -43,6 +43,7 @@ WITHOUT_EFFECT = frozenset(
         "train_dir",
         "train_data_pattern",  # The shards themselves are compared.
         "eval_data_pattern",
+        "allow_one_class",
         "early_stop_evals",
         "start_new_model",
         "cache",
@@ -87,6 +88,7 @@ class DataConfig:
     augment: str
     first_image_size: int
     bad_examples: str
+    allow_one_class: bool
     cache: str
 
 
@@ -341,6 +343,12 @@ def _define_optimizer_flags() -> None:
         1.0,
         "Weight of the regularization loss (the label loss has a weight of 1). 0: none.",
         lower_bound=0.0,
+        module_name="training",
+    )
+    flags.DEFINE_bool(
+        "allow_one_class",
+        False,
+        "Train even if all labels are the same. A model learns nothing from one class, so this is an error otherwise.",
         module_name="training",
     )
     flags.DEFINE_integer(

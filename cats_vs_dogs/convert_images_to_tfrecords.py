@@ -4,14 +4,14 @@
 
 A photo's label comes from a folder on its path that is named cat(s) or dog(s). Without such a folder, it comes from
 the beginning of the file name (cat.0.jpg). Labelled photos are written to train-* and validation-* shards, all others
-to test-* shards. A file that is not a usable JPEG is re-encoded or skipped, and listed in bad_images.csv.
+to test-* shards. Photos in folders named train and validation, or train and test, keep that split. A file that is not
+a usable JPEG is re-encoded or skipped, and listed in bad_images.csv.
 """
 
 import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import mimetypes
 import os
@@ -30,11 +30,11 @@ from absl import flags, logging
 
 from cats_vs_dogs import archives, files, labels, photo_sources, pictures, terminal, utils
 from cats_vs_dogs.path_flags import define_path
+from cats_vs_dogs.photo_splits import SPLITS, split_photos
 from cats_vs_dogs.utils import UserError
 
 FLAGS = flags.FLAGS
 
-SPLITS = ("train", "validation", "test")
 BAD_IMAGES = "bad_images.csv"
 
 _LOG_EVERY = 5000  # The period of log lines, in photos, if there is no terminal for a progress bar.
@@ -65,7 +65,8 @@ def define_flags() -> None:
         "validation_percent",
         10,
         "Percentage of the labelled photos that is written to validation-* shards. A hash of the photo's id decides, "
-        "so a photo never changes sides. 0: no validation shards.",
+        "so a photo never changes sides. 0: no validation shards. Not used if the photos are in folders named train "
+        "and validation.",
         lower_bound=0,
         upper_bound=50,
         module_name="data",
@@ -160,7 +161,7 @@ def convert(
     return outcome
 
 
-# ---- Labels, ids and splits.
+# ---- Labels and ids.
 
 
 def list_photos(source: photo_sources.PhotoSource, outcome: Outcome) -> list[Photo]:
@@ -237,27 +238,6 @@ def _check_folder_names(images: str, photos: Sequence[Photo]) -> None:
             f"--images={images}: its two folders are named {' and '.join(folders)}; name them "
             f"{' and '.join(labels.CLASS_NAMES)} (for photos without labels, give one folder)"
         )
-
-
-def split_photos(photos: Iterable[Photo], validation_percent: int) -> dict[str, list[Photo]]:
-    """Assigns each photo to a split. Only the photo's own label and id decide.
-
-    Args:
-        photos: the photos, with their ids.
-        validation_percent: percentage of the labelled photos that is assigned to "validation".
-
-    Returns:
-        The photos of each of `SPLITS`, in a pseudo-random order that is always the same.
-    """
-    splits: dict[str, list[tuple[bytes, str, Photo]]] = {split: [] for split in SPLITS}
-    for photo in photos:
-        digest = hashlib.sha256(photo.id.encode("utf-8")).digest()
-        if photo.label is None:
-            split = "test"
-        else:
-            split = "validation" if int.from_bytes(digest[:8], "big") % 100 < validation_percent else "train"
-        splits[split].append((digest[8:], photo.id, photo))
-    return {split: [photo for _, _, photo in sorted(rows, key=lambda row: row[:2])] for split, rows in splits.items()}
 
 
 # ---- Writing shards.
@@ -418,10 +398,10 @@ def _log_outcome(outcome: Outcome, output_dir: str, validation_percent: int) -> 
     """Logs what was written, warns of what looks wrong, and prints the next command."""
     for split, num_shards in outcome.shards.items():
         counts = {name: outcome.written[split, label] for label, name in enumerate(labels.CLASS_NAMES)}
-        photos = ", ".join(f"{count} {name}s" for name, count in counts.items())
-        if split == "test":
-            photos = f"{outcome.written[split, None]} photos without a label"
-        logging.info("%s: %s in %d files", split, photos, num_shards)
+        photos = [f"{count} {name}s" for name, count in counts.items()] if any(counts.values()) else []
+        unlabelled = outcome.written[split, None]
+        photos += [f"{unlabelled} photos without a label"] if unlabelled else []
+        logging.info("%s: %s in %d files", split, ", ".join(photos), num_shards)
         for name, count in counts.items():
             if split == "train" and not count:
                 logging.warning("train: no %s at all; a model learns nothing from one class", name)

@@ -8,12 +8,14 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 import functools
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -21,6 +23,7 @@ from cats_vs_dogs import config, files, utils
 from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
+    from cats_vs_dogs import readers
     from cats_vs_dogs.classifier import Classifier
 
 FLAGS = flags.FLAGS
@@ -51,7 +54,8 @@ def define_flags() -> None:
     define_path(
         "eval_data_pattern",
         "",
-        "File pattern of the labelled shards. Empty: the kit's own sample set, drawn at first use.",
+        "File pattern of the labelled shards. Empty: what train.py evaluated on, else validation-* beside the training "
+        "shards; for a model of the sample set, its validation shards.",
         module_name="data",
     )
     config.define_bad_examples_flag("them in train_dir/eval/bad_examples.csv.")
@@ -106,6 +110,29 @@ def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
             yield checkpoints.step_of(restored)
 
 
+def open_data(
+    train_dir: str, pattern: str, reader: "readers.BaseReader", bad_examples_flag: str
+) -> tuple["readers.Shards", dict[str, Any]]:
+    """Opens what to evaluate on.
+
+    Args:
+        train_dir: the model, which knows the data to use by default.
+        pattern: file glob; "": the default.
+        reader: how to read a record.
+        bad_examples_flag: "fail" or "skip".
+
+    Returns:
+        The shards, and what the metrics say about them.
+    """
+    from cats_vs_dogs import bad_examples, trained_data
+
+    flag = "eval_data_pattern"
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "validation", flag)
+    shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
+    trained_on = trained_data.count_known(train_dir, shards, flag)
+    return shards, {flag: ",".join(map(files.absolute_path, patterns)), "trained_on": trained_on}
+
+
 def main() -> None:
     """Evaluates what the flags name."""
     train_dir, run_once, batch_size = FLAGS.train_dir, FLAGS.run_once, FLAGS.batch_size
@@ -115,7 +142,7 @@ def main() -> None:
     utils.import_tensorflow()
     import tensorflow as tf
 
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -130,13 +157,10 @@ def main() -> None:
     if mistakes_file:
         files.check_output_file(mistakes_file, "mistakes_file")
 
-    pattern = eval_data_pattern or sample_data.pattern("validation")
-    if not eval_data_pattern:
-        logging.info("No --eval_data_pattern given: using the kit's own sample set, %s", pattern)
     eval_dir = train_dirs.eval_dir(train_dir)
     files.make_output_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
-    shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, bad_examples_flag)
+    shards, about_data = open_data(train_dir, eval_data_pattern, reader, bad_examples_flag)
     files.check_not_input(mistakes_file, "mistakes_file", shards.files)
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))
     batches = readers.make_dataset(reader, shards, batch_size)
@@ -158,7 +182,7 @@ def main() -> None:
             evaluation = evaluator.evaluate(step, events)
             evaluation.write_pictures(events)
             events.flush()
-            metrics = {**evaluation.metrics, "eval_data_pattern": pattern}
+            metrics = evaluation.metrics | about_data
             rows.add("evaluation", metrics)
             rows.flush()
         train_dirs.write_metrics(eval_dir, step, metrics)
@@ -166,6 +190,8 @@ def main() -> None:
             write_mistakes(mistakes_file, evaluation.mistakes)
         for line in evaluation.table():
             logging.info("%s", line)
+        if about_data["trained_on"]:
+            logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:
             return
 

@@ -8,7 +8,9 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 import tempfile
 from typing import TYPE_CHECKING

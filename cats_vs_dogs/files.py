@@ -179,6 +179,11 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
     return {os.path.dirname(path) for path in _glob_remote(f"{pattern}/*")}  # One listing, not a request for each.
 
 
+def absolute_path(path: str) -> str:
+    """Returns a path or pattern that means the same in any working directory; "" stays empty."""
+    return path if not path or is_remote(path) else os.path.join(os.getcwd(), path)
+
+
 # ---- Reading.
 
 
@@ -333,6 +338,22 @@ def _write_local(path: str, name: str) -> Iterator[IO[str]]:
         if isinstance(error, OSError) and error.filename in (None, temporary):
             raise UserError(f"{name}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, completely or not at all.
+
+    Raises:
+        OSError, or tf.errors.OpError on an object store: if it cannot be written, see `explain_write_errors`.
+    """
+    if is_remote(path):
+        with _gfile().GFile(path, "wb") as file:
+            file.write(data)
+        return
+    temporary = temporary_path(path)
+    with open(temporary, "wb") as file:
+        file.write(data)
+    replace(temporary, path)
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 import contextlib
 import time
@@ -42,8 +44,8 @@ def define_flags() -> None:
     define_path(
         "input_data_pattern",
         "",
-        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: the kit's own sample set, drawn at "
-        "first use.",
+        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: test-* beside the "
+        "training shards; for a model of the sample set, its test shards.",
         module_name="data",
     )
     config.define_bad_examples_flag(
@@ -138,19 +140,18 @@ def main() -> None:
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
     config.require_model(train_dir)
     utils.import_tensorflow()
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.prediction import Predictor
 
     spec = train_dirs.load_spec(train_dir)
     checkpoints.require_checkpoint(train_dir)  # Before the data is read.
-    if not pattern:
-        pattern = sample_data.pattern("test")
-        logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
+    flag = "input_data_pattern"
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", flag)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
-    paths = files.list_files(pattern, "input_data_pattern")
+    paths = [path for one in patterns for path in files.list_files(one, flag)]
     files.check_not_input(output_file, "output_file", paths)
     logging.info("number of input files: %d", len(paths))
     with files.atomic_write(output_file, "output_file") as output:
@@ -160,9 +161,7 @@ def main() -> None:
             batches = readers.make_picture_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_picture_errors(reader, shards)
         else:
-            shards = bad_examples.open_shards(
-                pattern, "input_data_pattern", reader, bad_examples_flag, submission_format
-            )
+            shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, submission_format)
             batches = readers.make_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_read_errors(reader, shards)
         cluster = distribution.local_devices()

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import google_crc32c
@@ -97,8 +97,12 @@ class Scan(NamedTuple):
     size: int
 
 
-def scan(path: str) -> Scan:
-    """Counts the records of a TFRecord file. Reads their length fields only, so other damage is not found.
+def scan(path: str, visit: Callable[[bytes], None] | None = None) -> Scan:
+    """Counts the records of a TFRecord file. Only length fields are checked, so other damage is not found.
+
+    Args:
+        path: the file.
+        visit: called with each record, up to any damage. None: only length fields are read.
 
     Raises:
         UserError: if the file cannot be opened or read.
@@ -106,10 +110,12 @@ def scan(path: str) -> Scan:
     with _reading(path):
         size, count = tf.io.gfile.stat(path).length, 0
     try:
-        for _ in walk(path, size=size):
+        for _, record in walk(path, with_bytes=visit is not None, size=size):
             count += 1
+            if visit:
+                visit(record)
     except DamageError as damage:
-        return Scan(count, str(damage), size)
+        return scan(path) if visit else Scan(count, str(damage), size)
     return Scan(count, "", size)
 
 

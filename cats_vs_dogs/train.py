@@ -10,7 +10,9 @@ import sys
 
 if __package__ in (None, ""):  # Run as a file: import the package next to this file, from any folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is imported.
+    import cats_vs_dogs  # Sets what TensorFlow reads when it is imported.
+
+    cats_vs_dogs.forget_edited()
 
 from cats_vs_dogs import config, utils
 
@@ -23,15 +25,16 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 from absl import flags, logging
+from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, distribution, files, train_dir
+from cats_vs_dogs import bad_examples, distribution, files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
-from cats_vs_dogs.config import Config
+from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job, look
@@ -53,15 +56,27 @@ def main() -> None:
     """Trains what the flags name. The one place that reads FLAGS."""
     logging.info("Tensorflow version: %s.", tf.__version__)
     settings = config.read(flags.FLAGS)
-    tf.debugging.set_log_device_placement(settings.system.log_device_placement)
-    if settings.system.deterministic:
-        tf.config.experimental.enable_op_determinism()
     find_classes(settings.model)
-    cluster = distribution.join_cluster()
-    with cluster.explain_lost_workers():
-        stop_signal = train(settings, cluster)
+    with calculating_as_asked(settings.system):
+        cluster = distribution.join_cluster()
+        with cluster.explain_lost_workers():
+            stop_signal = train(settings, cluster)
     if stop_signal:
         sys.exit(128 + stop_signal)
+
+
+@contextlib.contextmanager
+def calculating_as_asked(system: SystemConfig) -> Iterator[None]:
+    """Sets how TensorFlow calculates inside the block; a notebook may run something else after it."""
+    tf.debugging.set_log_device_placement(system.log_device_placement)
+    if system.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        tf.debugging.set_log_device_placement(False)
+        if system.deterministic:
+            disable_op_determinism()
 
 
 def train(settings: Config, cluster: Cluster) -> int | None:
@@ -115,6 +130,7 @@ def prepare(job: Job) -> None:
                 job.state.rewind(is_resumed=restored is not None)
             train_dir.save_spec(folder, job.settings.model)
             train_dir.save_record(folder, job.record)
+            trained_data.save_keys(folder, job.trained_on)
             bad_examples.write_bad_examples(job.shards, os.path.join(folder, "bad_examples.csv"))
             if job.eval_shards:
                 files.make_output_folder(train_dir.eval_dir(folder), "train_dir")
@@ -321,33 +337,29 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
     """
     folder, data = settings.train_dir, settings.data
     where = {} if folder == utils.default_train_dir() else {"train_dir": folder}
-    evaluated, predicted = {}, {}
+    evaluated = {"eval_data_pattern": data.eval_data_pattern} if data.eval_data_pattern else {}
     is_sample_set = not data.train_data_pattern
-    if not is_sample_set:
-        evaluated["eval_data_pattern"] = data.eval_data_pattern or shards_beside(shards, "validation")
-        predicted["input_data_pattern"] = shards_beside(shards, "test")
+    can_evaluate = is_sample_set or evaluated or has_shards_beside(shards, "validation")
+    can_predict = is_sample_set or has_shards_beside(shards, "test")
     logging.info("Done training. The model is in %s. What to type next:", folder)
-    if all(evaluated.values()):
+    if can_evaluate:
         logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, **where))
-    if all(predicted.values()):
-        logging.info("  %s", utils.command("inference.py", **predicted, **where))
+    if can_predict:
+        logging.info("  %s", utils.command("inference.py", **where))
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
-    if not all(evaluated.values()):
+    if not can_evaluate:
         logging.info("To evaluate the model, give eval.py labelled shards that it was not trained on.")
-    if not all(predicted.values()):
+    if not can_predict:
         logging.info("To predict your own photos, give inference.py their paths as --input_data_pattern.")
     if data.eval_data_pattern:
         best = shlex.quote(os.path.join(folder, "best"))
         logging.info("With --train_dir=%s, they use the best model instead of the last.", best)
 
 
-def shards_beside(shards: Sequence[str], split: str) -> str:
-    """Returns the pattern of a split's shards in the folder of others; "" if that has none, or there are several."""
-    folders = {os.path.dirname(path) for path in shards}
-    folder = folders.pop()
-    if folders or not files.list_matching(folder or os.curdir, rf"{split}-\d+-of-\d+"):
-        return ""
-    return os.path.join(folder, f"{split}-*")
+def has_shards_beside(shards: Sequence[str], split: str) -> bool:
+    """Whether there are shards of a split beside others; eval.py and inference.py then read them by default."""
+    folders = {os.path.dirname(path) or os.curdir for path in shards}
+    return any(files.list_matching(folder, rf"{split}-.*") for folder in folders)
 
 
 if __name__ == "__main__":

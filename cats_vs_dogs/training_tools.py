@@ -96,6 +96,7 @@ def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
     num_gpus = len(tf.config.list_logical_devices("GPU"))
     # XLA cannot synchronise batch norm across devices.
     is_compiled = {"on": True, "off": False, "auto": num_gpus > 0 and job.cluster.num_replicas == 1}
+    is_deterministic = os.environ.get("TF_DETERMINISTIC_OPS", "").lower() in ("1", "true")  # As TensorFlow reads it.
     return Trainer(
         job.classifier,
         job.optimizer,
@@ -103,7 +104,7 @@ def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
         job.settings.optimizer,
         is_compiled[job.settings.system.jit_compile],
         interrupts,
-        measures_waiting=not job.settings.system.deterministic,
+        measures_waiting=not (job.settings.system.deterministic or is_deterministic),
     )
 
 
@@ -172,4 +173,5 @@ def make_evaluation(job: Job, log: TrainingLog) -> TrainingEvaluation | NoEvalua
         job.state.progress,
         log.rows,
         job.settings.periods.early_stop_evals,
+        {"eval_data_pattern": job.record["flags"]["eval_data_pattern"], "trained_on": job.eval_trained_on},
     )

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -60,6 +60,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     Returns:
         The arguments that are not flags of the script.
     """
+    _use_utf8()
     defined = flags.FLAGS.flags_by_module_dict()
     for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
         delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
@@ -90,24 +91,69 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     return others
 
 
+def _use_utf8() -> None:
+    """Starts this script again in Python's UTF-8 mode if Python takes paths for another encoding, such as ASCII.
+
+    TensorFlow takes paths for UTF-8 always. A notebook, whose process is not this script's, is left as it is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # A notebook's stream.
+            stream.reconfigure(errors="backslashreplace")  # A name that a terminal cannot show is no error.
+    names = {sys.argv[0], f"cats_vs_dogs.{os.path.basename(sys.argv[0]).removesuffix('.py')}"}  # The latter with -m.
+    is_own_process = bool(names & set(sys.orig_argv))
+    if sys.getfilesystemencoding() == "utf-8" or not is_own_process or not sys.executable:
+        return
+    if "utf8" in sys._xoptions:
+        _exit_with_error("-X utf8=0: paths must be UTF-8; leave the option out")
+    os.environ["PYTHONUTF8"] = "1"  # For processes that this one starts.
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Runs a script whose flags have been read, and ends the process with a proper exit code."""
 
     def guarded_main(unused_argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().setFormatter(_LineFormatter())
-        logging.get_absl_handler().addFilter(_is_ours_or_grave)
-        python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
-        # As an exception, so that temporary files are deleted.
-        signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
         try:
-            main()
+            with _exit_on_sigterm():
+                main()
         except UserError as error:
             _exit_with_error(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded_main, flags_parser=lambda argv: argv)
+    with _own_logging():
+        app.run(guarded_main, flags_parser=lambda argv: argv)
+
+
+@contextlib.contextmanager
+def _own_logging() -> Iterator[None]:
+    """Logs as scripts do inside the block. A notebook, which runs scripts in its own process, then logs as before."""
+    root, tensorflow, handler = python_logging.root, python_logging.getLogger("tensorflow"), logging.get_absl_handler()
+    handlers, level, verbosity = root.handlers[:], tensorflow.level, logging.get_verbosity()
+    formatter = handler.formatter
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler.setFormatter(_LineFormatter())
+    handler.addFilter(_is_ours_or_grave)
+    tensorflow.setLevel(python_logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        logging.set_verbosity(verbosity)
+        handler.setFormatter(formatter)
+        handler.removeFilter(_is_ours_or_grave)
+        tensorflow.setLevel(level)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an exception inside the block, so that temporary files are deleted."""
+    before = signal.signal(signal.SIGTERM, lambda number, unused_frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 # What TensorFlow writes to stderr, past its log level, when it starts on a machine without a GPU.
@@ -125,7 +171,19 @@ def import_tensorflow() -> None:
     TensorFlow writes them from C++, before its log level applies. A child process filters stderr meanwhile, so that
     any other line is shown even if the import ends this process.
     """
-    if "tensorflow" in sys.modules or not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+    if "tensorflow" in sys.modules:
+        return
+    with _explain_keras_json(), _without_startup_lines():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+
+
+@contextlib.contextmanager
+def _without_startup_lines() -> Iterator[None]:
+    """Leaves TensorFlow's start-up lines out of what the block writes to stderr."""
+    if not hasattr(os, "fork") or os.path.exists("/dev/nvidiactl"):
+        yield
         return
     reader, writer = os.pipe()
     child = os.fork()
@@ -141,13 +199,23 @@ def import_tensorflow() -> None:
     os.dup2(writer, 2)
     os.close(writer)
     try:
-        import tensorflow as tf
-
-        tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.waitpid(child, 0)
+
+
+@contextlib.contextmanager
+def _explain_keras_json() -> Iterator[None]:
+    """Ends the process with one line if TensorFlow, when it is imported, cannot use the user's keras.json."""
+    try:
+        yield
+    except (AssertionError, AttributeError, TypeError, ValueError, OSError) as error:
+        path = os.path.join(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")), "keras.json")
+        if not os.path.exists(path):
+            raise
+        _exit_with_error(f"{path}: TensorFlow cannot be imported with it; delete it ({type(error).__name__}: {error})")
 
 
 class _LineFormatter(python_logging.Formatter):

@@ -73,7 +73,7 @@ def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
 def test_what_training_leaves_behind(trained):
     names = {path.name.split(".out.")[0] for path in trained.iterdir()}
     files = {"model_flags.json", "run.json", "checkpoint", "model.ckpt-20.index", "model.ckpt-20.data-00000-of-00001"}
-    assert names == files | {"events", "export", "metrics.jsonl"}
+    assert names == files | {"events", "export", "metrics.jsonl", "trained_on.npy"}
     assert [path.name for path in (trained / "export").iterdir()] == ["step_20"]
     run = json.loads((trained / "run.json").read_text())
     assert run["parameters"] == 3073

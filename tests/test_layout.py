@@ -16,11 +16,21 @@ FLOORS = [
     {"files", "figures", "untracked", "average_precision_calculator"},
     {"archives", "config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
     | {"mean_average_precision_calculator"},
-    {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
+    {
+        "cvd_models",
+        "decoding",
+        "optimizers",
+        "photo_sources",
+        "photo_splits",
+        "sample_data",
+        "submission",
+        "eval_util",
+        "example_index",
+    },
     {"readers", "summaries", "metrics_log", "plan"},
     {"classifier", "bad_examples", "distribution"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
-    {"checkpoints", "evaluation", "training_log"},
+    {"checkpoints", "evaluation", "training_log", "trained_data"},
     {
         "batch_predict",
         "convert_images_to_tfrecords",

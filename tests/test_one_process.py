@@ -1,0 +1,145 @@
+"""Scripts that run one after the other in one process, as in a notebook: nothing of one is left to the next."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import REPOSITORY, write_shards
+
+# Runs scripts as a notebook's %run does, and says what each leaves behind.
+CODE = """
+    import json, logging, os, random, runpy, signal, sys, time
+
+    folder, *runs = sys.argv[1], *json.loads(sys.argv[2])
+    import cats_vs_dogs  # Sets what TensorFlow reads.
+    import keras, numpy as np, tensorflow as tf
+    from absl import logging as absl_logging
+    from tensorflow.python.framework import config
+
+    def state():
+        return {
+            "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
+            "logging": [str(logging.root.handlers), str(absl_logging.get_absl_handler().filters)],
+            "levels": [absl_logging.get_verbosity(), logging.getLogger("tensorflow").level],
+            "formatter": str(absl_logging.get_absl_handler().formatter),
+            "policy": keras.config.dtype_policy().name,
+            "deterministic": config.is_op_determinism_enabled(),
+            "placement": tf.debugging.get_log_device_placement(),
+            "strategy": tf.distribute.has_strategy(),
+            "seed": str(tf.compat.v1.random.get_seed(1)[0]),
+            "keras": str(keras.utils.get_random_seed()) if hasattr(keras.utils, "get_random_seed") else "",
+            "random": [hash(random.getstate()), np.random.get_state()[1].tolist()],
+            "locked": sum(line.split()[4].startswith(f"{os.getpid()}") for line in open("/proc/locks")),
+        }
+
+    for script, arguments, edit in runs:
+        for old, new in edit:
+            path = os.path.join(folder, "cats_vs_dogs", "cvd_models.py")
+            time.sleep(1.1)  # Python notices an edit by the second.
+            text = open(path).read()
+            assert old in text
+            open(path, "w").write(text.replace(old, new))
+        before = state()
+        sys.argv = [os.path.join(folder, "cats_vs_dogs", f"{script}.py"), *arguments]
+        code = 0
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        except ZeroDivisionError:
+            code = "ZeroDivisionError"
+        after = state()
+        print("RUN", json.dumps([code, {name: after[name] for name in after if after[name] != before[name]}]))
+"""
+
+MODEL = """
+
+class OwnModel(models.BaseModel):
+    def create_model(self, model_input, num_classes=2):
+        net = keras.layers.Dense(3)(keras.layers.Flatten()(model_input))  # Edited.
+        return {"predictions": keras.layers.Dense(1, "sigmoid")(net)}
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder)
+    write_shards(folder, "validation", num_examples=8, num_shards=1)
+    return folder
+
+
+def run_all(tmp_path, runs):
+    """Runs scripts of a copy of the kit; returns the exit code of each, what it leaves, and all that they wrote."""
+    shutil.copytree(REPOSITORY / "cats_vs_dogs", tmp_path / "kit" / "cats_vs_dogs")
+    with open(tmp_path / "kit" / "cats_vs_dogs" / "cvd_models.py", "a") as file:
+        file.write(MODEL)
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(CODE))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "kit")}
+    command = [sys.executable, str(script), str(tmp_path / "kit"), json.dumps(runs)]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = [json.loads(line[4:]) for line in process.stdout.splitlines() if line.startswith("RUN ")]
+    assert len(ended) == len(runs), process.stderr
+    return [code for code, _ in ended], [left for _, left in ended], process.stderr
+
+
+def read_run(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.slow
+def test_nothing_of_a_run_is_left_to_the_next(tmp_path, shards):
+    data = [f"--train_data_pattern={shards}/train-*", "--image_size=8", "--num_epochs=1"]
+    validation = f"--eval_data_pattern={shards}/validation-*"
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    special = ["--seed=5", "--deterministic", "--log_device_placement", "--precision=mixed_bfloat16", "--batch_size=8"]
+    codes, left, said = run_all(
+        tmp_path,
+        [
+            ("train", ["--help"], []),
+            ("train", ["--modle=OwnModel"], []),
+            ("train", ["--train_data_pattern=/nowhere/*", f"--train_dir={first}"], []),
+            ("train", [*data, *special, validation, "--model=OwnModel", f"--train_dir={first}"], []),
+            ("train", [*data, f"--train_dir={second}"], []),
+            ("train", [*data, f"--train_dir={second}", "--num_epochs=2"], []),  # The lock is gone.
+            ("eval", [validation, f"--train_dir={first}", "--run_once"], []),
+            ("inference", [f"--input_data_pattern={shards}/validation-*", f"--train_dir={first}"], []),
+            ("export_model", [f"--train_dir={first}", f"--export_dir={tmp_path}/export"], []),
+        ],
+    )
+    assert codes == [0, 1, 1, 0, 0, 0, 0, 0, 0], said
+    assert left == [{}] * 9
+    flags = [read_run(folder)["flags"] for folder in (first, second)]
+    assert [flags[0][name] for name in ("seed", "deterministic", "precision", "model")] == [
+        *(5, True, "mixed_bfloat16", "OwnModel")
+    ]
+    assert [flags[1][name] for name in ("seed", "deterministic", "precision", "model", "num_epochs")] == [
+        *(0, False, "float32", "LogisticModel", 2)
+    ]
+    assert not third.exists()
+
+
+@pytest.mark.slow
+def test_an_edited_model_is_read_again_and_a_failure_leaves_nothing(tmp_path, shards):
+    data = [f"--train_data_pattern={shards}/train-*", "--image_size=8", "--num_epochs=1", "--model=OwnModel"]
+    data += ["--deterministic", "--log_device_placement", "--precision=mixed_bfloat16"]
+    folders = [tmp_path / f"model{i}" for i in range(5)]
+    edits = [
+        [],
+        [("Dense(3)(", "Dense(5)(")],
+        [("  # Edited.", "; 1 / 0  # Edited.")],
+        [("; 1 / 0", "; raise KeyboardInterrupt")],
+        [("; raise KeyboardInterrupt", "")],
+    ]
+    runs = [("train", [*data, f"--train_dir={folder}"], edit) for folder, edit in zip(folders, edits, strict=True)]
+    codes, left, said = run_all(tmp_path, runs)
+    assert codes == [0, 0, 1, 130, 0], said
+    assert left == [{}] * 5
+    assert "error: OwnModel.create_model failed: ZeroDivisionError: division by zero (cvd_models.py line" in said
+    parameters = [read_run(folders[i])["parameters"] for i in (0, 1, 4)]
+    assert parameters == [192 * 3 + 3 + 3 + 1, 192 * 5 + 5 + 5 + 1, 192 * 5 + 5 + 5 + 1]
