@@ -180,17 +180,8 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
 
 
 def absolute_path(path: str) -> str:
-    """Returns a path that means the same in any working directory."""
-    return path if is_remote(path) else os.path.join(os.getcwd(), path)
-
-
-def absolute_pattern(pattern: str) -> str:
-    """Returns a pattern that means the same in any working directory; "" stays empty."""
-    if not pattern or is_remote(pattern) or os.path.isabs(pattern):
-        return pattern
-    if os.path.lexists(pattern):  # The path of one file.
-        return absolute_path(pattern)
-    return os.path.join(glob.escape(os.getcwd()), pattern)  # Brackets in the folder's name are not a pattern.
+    """Returns a path or pattern that means the same in any working directory; "" stays empty."""
+    return path if not path or is_remote(path) else os.path.join(os.getcwd(), path)
 
 
 # ---- Reading.

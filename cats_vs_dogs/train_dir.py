@@ -298,7 +298,7 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
     import tensorflow as tf
 
     settings = config.settings()
-    patterns = {name: files.absolute_pattern(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
+    patterns = {name: files.absolute_path(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
         "flags": settings | patterns,
         "versions": {

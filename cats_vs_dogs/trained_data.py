@@ -5,7 +5,6 @@ evaluation can say how many of its examples are among them, also where the train
 """
 
 import contextlib
-import glob
 import io
 import os
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
         looked_for, why = [evaluated], "which train.py evaluated on"
     else:
         folders = dict.fromkeys(os.path.dirname(path) for path in run["shards"])
-        looked_for = [os.path.join(_escape(folder), f"{split}-*") for folder in folders]
+        looked_for = [os.path.join(folder, f"{split}-*") for folder in folders]
         why = "beside the training shards"
     # Older versions stored paths as typed. They mean these files only if the training shards are here, too.
     is_here = all(os.path.isabs(path) or os.path.exists(path) or files.is_remote(path) for path in run["shards"])
@@ -84,10 +83,6 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
         )
     logging.info("No --%s given: using %s, %s.", flag, " and ".join(found), why)
     return found
-
-
-def _escape(folder: str) -> str:
-    return folder if files.is_remote(folder) else glob.escape(folder)
 
 
 def _matches(pattern: str) -> bool:

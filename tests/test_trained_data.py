@@ -53,7 +53,7 @@ def test_the_default_is_beside_the_training_shards(tmp_path, model, defaults):
         touch(tmp_path / folder / "train-0", tmp_path / folder / "train-1")
     touch(tmp_path / "a [1]" / "validation-0", tmp_path / "b" / "validation-0", tmp_path / "b" / "test-0")
     folder = model(tmp_path / shard for shard in ("a [1]/train-0", "b/train-0", "b/train-1", "c/train-0"))
-    expected = [f"{tmp_path}/a [[]1]/validation-*", f"{tmp_path}/b/validation-*"]
+    expected = [f"{tmp_path}/a [1]/validation-*", f"{tmp_path}/b/validation-*"]
     for train_dir in (folder, f"{folder}/", f"{folder}/best", f"{folder}/best/"):
         patterns, said = defaults(train_dir, "validation")
         assert patterns == expected
