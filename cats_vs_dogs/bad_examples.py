@@ -10,8 +10,10 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import decoding, example_index, files, readers, submission, terminal, tfrecords
-from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
+from cats_vs_dogs import decoding, example_index, files, picture_files, readers, submission, terminal, tfrecords
+from cats_vs_dogs.photo_sources import read_file
+from cats_vs_dogs.pictures import BadImage
+from cats_vs_dogs.readers import BaseReader, CatsVsDogsFeatureReader, Shards
 from cats_vs_dogs.utils import UserError
 
 # A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
@@ -83,7 +85,7 @@ def _scan(
     paths: Sequence[str], reader: BaseReader, with_index: bool, reads_all: bool
 ) -> tuple[dict[str, tfrecords.Scan], example_index.ExampleIndex | None]:
     """Scans files; if there is to be an index, reads all their examples, or of large data the first ones."""
-    has_labels = readers.reads_labels(reader)
+    has_labels = _reads_labels(reader)
     if not with_index:
         return {path: tfrecords.scan(path) for path in paths}, None
     if not reads_all and not example_index.is_small(paths):
@@ -97,16 +99,28 @@ def _scan(
     return scanned, example_index.ExampleIndex(examples, num_bytes <= limit, has_labels)
 
 
+def _reads_labels(reader: BaseReader) -> bool:
+    """Whether a reader's labels are those that records have under `tfrecords.LABEL`, as those of the kit's reader."""
+    methods = ("prepare_serialized_examples", "decode_serialized_examples")
+    kit = CatsVsDogsFeatureReader
+    return all(getattr(type(reader), name, None) is getattr(kit, name) for name in methods)
+
+
 def open_pictures(
-    paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str, submission_format: str = "2017"
+    paths: Sequence[str],
+    reader: BaseReader,
+    bad_examples: str,
+    submission_format: str = "2017",
+    read: Callable[[str], bytes] = read_file,
 ) -> Shards:
     """Does the same as `open_shards` for plain picture files: each counts as a file with one record.
 
     Args:
         paths: paths of the files.
-        reader: how to decode a picture.
+        reader: how to read the record that is made of a picture.
         bad_examples: "fail": checks only the ids. "skip": checks all and leaves out the bad ones.
         submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
+        read: returns the bytes of a file, given its path, or raises BadImage.
 
     Returns:
         The picture files.
@@ -114,10 +128,10 @@ def open_pictures(
     Raises:
         UserError: if more than half of them are bad; with "fail", if an id is bad.
     """
-    bad_list = list(find_bad_pictures(reader, paths, submission_format)) if bad_examples == "skip" else []
+    bad_list = list(find_bad_pictures(reader, paths, submission_format, read)) if bad_examples == "skip" else []
     pictures = _unless_most_are_bad(Shards(dict.fromkeys(paths, 1), bad_list))
     if bad_examples == "fail":  # The ids are known before the first picture is predicted.
-        make_id_check(pictures, submission_format)(readers.picture_ids(paths).values())
+        make_id_check(pictures, submission_format)(picture_files.picture_ids(paths).values())
     return pictures
 
 
@@ -299,7 +313,9 @@ def explain_read_errors(reader: BaseReader, shards: Shards) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards) -> Iterator[None]:
+def explain_picture_errors(
+    reader: BaseReader, pictures: Shards, read: Callable[[str], bytes] = read_file
+) -> Iterator[None]:
     """Does the same as `explain_read_errors` for plain picture files.
 
     Raises:
@@ -307,34 +323,40 @@ def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards
     """
     try:
         yield
-    except (tf.errors.InvalidArgumentError, *_READ_ERRORS):
+    except (BadImage, tf.errors.InvalidArgumentError, UnicodeDecodeError, *_READ_ERRORS):
         left_out = {bad[0] for bad in pictures.bad_list}
-        bad = next((bad for bad in find_bad_pictures(reader, pictures.files) if bad[0] not in left_out), None)
-        if bad is None:
+        paths = [path for path in pictures.files if path not in left_out]
+        path, _, _, reason = next(find_bad_pictures(reader, paths, read=read), ("", 0, "", ""))
+        if not path:
             raise
-        path, _, _, reason = bad
-        raise UserError(
-            f"{path}: {reason}; fix or remove it, or pass --bad_examples=skip; give pictures and shards by patterns "
-            "of their own"
-        ) from None
+        advice = "or pass --bad_examples=skip"
+        if "save it as" not in reason:
+            advice = f"fix or remove it, {advice}"
+        if reason.startswith("not a picture"):  # Perhaps a shard.
+            advice += "; give pictures and shards by patterns of their own"
+        raise UserError(f"{path}: {reason}; {advice}") from None
 
 
 def find_bad_pictures(
-    reader: CatsVsDogsTestFeatureReader, paths: Sequence[str], submission_format: str = ""
+    reader: BaseReader,
+    paths: Sequence[str],
+    submission_format: str = "",
+    read: Callable[[str], bytes] = read_file,
 ) -> Iterator[BadExample]:
-    """Yields the picture files that cannot be decoded, or have an id that a CSV of the format cannot have."""
-    ids = readers.picture_ids(paths)
+    """Yields the picture files that cannot be read, or have an id that a CSV of the format cannot have.
+
+    The reasons of the former are those that the converter lists.
+    """
+    ids = picture_files.picture_ids(paths)
     first_places: dict[str | int, tuple[str, submission.Place]] = {}
-    items = tf.data.Dataset.from_tensor_slices(list(paths))
-
-    def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return path, reader.decode_images(tf.io.read_file(path)[tf.newaxis])
-
+    batches = picture_files.PictureBatches(reader, Shards(dict.fromkeys(paths, 1)), 1, read)
     with terminal.progress_bar(len(paths), " pictures", "checking") as progress:
-        for path, outcome in zip(paths, _outcomes(items, len(paths), decode), strict=True):
+        for path, outcome in zip(paths, batches.outcomes(), strict=True):
             progress.update()
             reason = ""
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BadImage):
+                reason = str(outcome)
+            elif isinstance(outcome, Exception):
                 reason = describe_error(outcome)
             elif submission_format:
                 reason = submission.id_problem(ids[path], (path, 0), first_places, submission_format)

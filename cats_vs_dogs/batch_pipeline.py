@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from cats_vs_dogs import bad_examples, files, submission, tfrecords, utils
+from cats_vs_dogs.plain_paths import plain_path
 
 # What an export offers, see export_model.ModelExporter.
 SIGNATURE = "serving_default"
@@ -235,7 +236,7 @@ class SavedModelHandler(ModelHandler[Record, tuple[int, Outcome], Any]):
 
     def load_model(self) -> Any:
         """Returns the loaded SavedModel."""
-        with files.plain_path(self._model_dir) as path:
+        with plain_path(self._model_dir) as path:
             return tf.saved_model.load(path)
 
     def run_inference(

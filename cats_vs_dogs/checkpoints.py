@@ -14,6 +14,7 @@ from absl import logging
 
 from cats_vs_dogs import event_files, files, metrics_log, train_dir
 from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.plain_paths import plain_path
 from cats_vs_dogs.utils import UserError
 
 _UNDO = "undo the change, or train a new model with --start_new_model or another --train_dir"
@@ -67,7 +68,7 @@ def restore_classifier(classifier: Classifier, checkpoint_path: str) -> None:
         UserError: if the checkpoint cannot be read or belongs to another model.
     """
     _check_fits(classifier, checkpoint_path)
-    with _explain_damage(checkpoint_path), files.plain_path(checkpoint_path) as path:
+    with _explain_damage(checkpoint_path), plain_path(checkpoint_path) as path:
         checkpoint = tf.train.Checkpoint(weights=_values(classifier.model.weights))
         checkpoint.read(path).expect_partial()
 
@@ -185,8 +186,8 @@ class TrainState:
                 f"{path}: was made with {num_seeds} random layers, such as dropout; {self._classifier.spec.model} now "
                 f"has {len(self._classifier.model.seed_states)}; {_UNDO}"
             )
-        with _explain_damage(path), files.plain_path(path) as plain_path:
-            self._checkpoint.read(plain_path).assert_existing_objects_matched()
+        with _explain_damage(path), plain_path(path) as readable_path:
+            self._checkpoint.read(readable_path).assert_existing_objects_matched()
 
     def save(self) -> str:
         """Saves and returns the path, such as "train_dir/model.ckpt-78"; deletes the oldest beyond `keep`.
@@ -300,7 +301,7 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[
     Raises:
         UserError: if it has others, or cannot be read.
     """
-    with _explain_damage(checkpoint_path), files.plain_path(checkpoint_path) as path:
+    with _explain_damage(checkpoint_path), plain_path(checkpoint_path) as path:
         shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     weights = classifier.model.weights
     found = [shapes.get(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i in range(len(weights))]

@@ -114,7 +114,7 @@ class Classifier:
         self._loss_arguments = utils.accepted_arguments(
             self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
         )
-        self._check(self.evaluate_batch, is_training=False)
+        self._drawn = untracked.drawn_constants(self._check(self.evaluate_batch, is_training=False))
 
     @property
     def num_parameters(self) -> int:
@@ -122,7 +122,7 @@ class Classifier:
         return sum(int(np.prod(weight.shape)) for weight in self.model.weights)
 
     def check_training(self) -> None:
-        """Checks before the first step what only training calculates, as the evaluation is checked from the start.
+        """Checks before the first step what only training calculates; evaluation is checked from the start.
 
         Raises:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
@@ -130,11 +130,24 @@ class Classifier:
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
         self._check(self._training_losses, is_training=True)
 
+    def check_constants(self) -> None:
+        """Checks that the model has the same constants if it is built again, as eval.py does.
+
+        Raises:
+            UserError: if it has others.
+        """
+        if self._drawn and Classifier(self.spec)._drawn != self._drawn:
+            raise utils.UserError(
+                f"{self.spec.model}: its constants are others each time it is built, so evaluation would use another "
+                "model than training; draw them with np.random.normal(...) or the like, which the kit seeds, not with "
+                "np.random.default_rng() without a seed, and not depending on is_new"
+            )
+
     def _training_losses(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = self.model(readers.scale_images(images), labels, training=True)
         return self.label_loss(outputs, labels), self.regularization_loss(outputs)
 
-    def _check(self, function: Callable, is_training: bool) -> None:
+    def _check(self, function: Callable, is_training: bool) -> tf.Graph:
         """Traces a function of images and labels, so that a mistake is reported at the start and in one line."""
         size, what = self.spec.image_size, f"{self.spec.model} with {self.spec.label_loss}"
         images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)
@@ -143,6 +156,7 @@ class Classifier:
         except Exception as error:
             raise untracked.creation_error(what, error) or utils.user_code_error(self.spec.label_loss, error) from error
         untracked.check(graph, self.model.variables, what, is_training)
+        return graph
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
         """Returns the model's own loss if it has one, else the label loss of its predictions; a scalar.

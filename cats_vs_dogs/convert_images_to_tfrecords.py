@@ -13,11 +13,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import mimetypes
 import os
 import re
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +26,7 @@ if __package__ in (None, ""):  # Run as a file: make the package importable from
 
 from absl import flags, logging
 
-from cats_vs_dogs import files, labels, photo_sources, pictures, terminal, utils
+from cats_vs_dogs import archives, files, labels, photo_sources, pictures, terminal, utils
 from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.photo_splits import SPLITS, split_photos
 from cats_vs_dogs.utils import UserError
@@ -147,12 +145,14 @@ def convert(
         photos = list_photos(source, outcome)
         if not photos:
             raise UserError(f"--images={images}: no picture in it; name a folder or .zip of photos")
-        if not any(map(_is_named_as_picture, photos)):
-            photo_sources.check_archives(images, [photo.path for photo in photos])
+        if not any(pictures.is_named_as_picture(photo.path) for photo in photos):
+            archives.check_no_archives(images, [photo.path for photo in photos], "images")
         _check_folder_names(images, photos)
         splits = split_photos(photos, validation_percent)
         # A text file has no label either, but it is no reason to expect test shards.
-        expected = [split for split in SPLITS if any(map(_is_named_as_picture, splits[split]))]
+        expected = [
+            split for split in SPLITS if any(pictures.is_named_as_picture(photo.path) for photo in splits[split])
+        ]
         _check_no_shards(output_dir, expected)
         files.make_output_folder(output_dir, "output_dir")
         with files.explain_write_errors(output_dir, "output_dir"):
@@ -174,27 +174,9 @@ def list_photos(source: photo_sources.PhotoSource, outcome: Outcome) -> list[Pho
     Returns:
         The photos, sorted by path.
     """
-    photos: dict[str, Photo] = {}
-    for path, key in source.files():
-        # macOS decomposes Korean letters (NFD). In one form, a photo has the same id and split on every system.
-        path = unicodedata.normalize("NFC", path)
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if any(map(_is_junk, parts)):
-            continue
-        if not parts or path.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
-            reason = "the name is empty or leads out of the folder (absolute, or with ..)"
-            outcome.rows.append((path, "skipped", reason))
-        elif "/".join(parts) in photos:
-            outcome.rows.append((path, "skipped", "a second file of this name"))
-        else:
-            path = "/".join(parts)
-            photos[path] = Photo(path, key, label_of(path))
-    return _with_ids([photos[path] for path in sorted(photos)])
-
-
-def _is_junk(part: str) -> bool:
-    """Returns whether a folder or file name is hidden, or left by an operating system."""
-    return part.lower() in ("__macosx", "thumbs.db", "desktop.ini") or (part.startswith(".") and part != "..")
+    keys, refused = photo_sources.list_photos(source)
+    outcome.rows += [(path, "skipped", reason) for path, reason in refused]
+    return _with_ids([Photo(path, key, label_of(path)) for path, key in keys.items()])
 
 
 def label_of(path: str) -> int | None:
@@ -223,14 +205,9 @@ def _with_ids(photos: list[Photo]) -> list[Photo]:
     return [dataclasses.replace(photo, id=photo_id) for photo, photo_id in zip(photos, ids, strict=True)]
 
 
-def _is_named_as_picture(photo: Photo) -> bool:
-    """Returns whether the file name ends like a picture's. Used only for early checks: the bytes decide later."""
-    return (mimetypes.guess_type(photo.path)[0] or "").startswith("image/")
-
-
 def _check_folder_names(images: str, photos: Sequence[Photo]) -> None:
     """Raises a UserError for two folders of pictures that look like two classes but are not named after them."""
-    named = [photo for photo in photos if _is_named_as_picture(photo)]
+    named = [photo for photo in photos if pictures.is_named_as_picture(photo.path)]
     folders = sorted({os.path.dirname(photo.path) for photo in named})
     found = {photo.label for photo in named}
     if len(folders) == 2 and all(folders) and None in found and not set(range(labels.NUM_CLASSES)) <= found:

@@ -130,7 +130,7 @@ def open_data(
     patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "validation", flag)
     shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
     trained_on = trained_data.count_known(train_dir, shards, flag)
-    return shards, {flag: ",".join(map(files.absolute_pattern, patterns)), "trained_on": trained_on}
+    return shards, {flag: ",".join(map(files.absolute_path, patterns)), "trained_on": trained_on}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Labels, ids and pictures of the records in shards, read without decoding: what training data can teach.
 
-A pass over the records takes no longer than `tfrecords.scan`, which reads their length fields only: 45 ms for 4,524
-photos in 110 MB. Of large data only the first records are read.
+The scan that counts the records (see `tfrecords.scan`) hands them over. For 4,524 photos in 110 MB that takes 0.10 s
+instead of 0.06 s. Of large data only the first records are read.
 """
 
 import collections
@@ -229,3 +229,20 @@ def warn_of_unequal_classes(index: ExampleIndex, loss_params: Mapping[str, Any])
         *(shown, labels.CLASS_NAMES[max(counts, key=counts.get)]),
         json.dumps({**loss_params, "class_weights": weights}),
     )
+
+
+def warn_of_contradictions(index: ExampleIndex) -> None:
+    """Logs a warning if a picture is there as a cat and as a dog."""
+    first: dict[int, Example] = {}
+    pairs = []
+    for example in index:
+        if example.key is not None and example.label is not None:
+            other = first.setdefault(example.key, example)
+            if other.label != example.label:
+                pairs.append((other, example))
+    if index.has_labels and pairs:
+        logging.warning(
+            "%d pictures are copies of one with the other label, such as %s (label %d) and %s (label %d); a model "
+            "cannot learn both; remove the wrong ones",
+            *(len(pairs), pairs[0][0].id, pairs[0][0].label, pairs[0][1].id, pairs[0][1].label),
+        )

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 from cats_vs_dogs.labels import CLASS_NAMES
+from cats_vs_dogs.pictures import is_named_as_picture
 from cats_vs_dogs.utils import UserError, command
 
-_PICTURE_NAME = r"(?i).+\.(jpe?g|png|gif|bmp|webp|tiff?|heic|heif|avif|jp2|ppm)"
 _CLASS_FOLDERS = {name + ending for name in CLASS_NAMES for ending in ("", "s")}
 _SPLIT_OF_FLAG = {"train_data_pattern": "train", "eval_data_pattern": "validation", "input_data_pattern": "test"}
 
@@ -115,7 +115,7 @@ def explain_folder(folder: str, listing: Iterable[tuple[str, list[str]]], flag: 
         if pictures or flag not in _SPLIT_OF_FLAG:
             continue
         archives = [os.path.join(place, name) for name in names if name.lower().endswith(".zip")]
-        if archives or any(re.fullmatch(_PICTURE_NAME, name) for name in names):
+        if archives or any(map(is_named_as_picture, names)):
             pictures = archives[0] if archives else folder
     if pictures:
         return f"is a folder of pictures; make shards of them first: {convert_command(pictures)}"

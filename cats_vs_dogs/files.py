@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
@@ -181,53 +180,11 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
 
 
 def absolute_path(path: str) -> str:
-    """Returns a path that means the same in any working directory."""
-    return path if is_remote(path) else os.path.join(os.getcwd(), path)
-
-
-def absolute_pattern(pattern: str) -> str:
-    """Returns a pattern that means the same in any working directory; "" stays empty."""
-    if not pattern or is_remote(pattern) or os.path.isabs(pattern):
-        return pattern
-    if os.path.lexists(pattern):  # The path of one file.
-        return absolute_path(pattern)
-    return os.path.join(glob.escape(os.getcwd()), pattern)  # Brackets in the folder's name are not a pattern.
+    """Returns a path or pattern that means the same in any working directory; "" stays empty."""
+    return path if not path or is_remote(path) else os.path.join(os.getcwd(), path)
 
 
 # ---- Reading.
-
-
-@contextlib.contextmanager
-def plain_path(path: str) -> Iterator[str]:
-    """Yields a path without `[`, `*`, `?` or a backslash, for checkpoints: TensorFlow takes their path for a pattern.
-
-    Args:
-        path: a folder, or what the names of files in a folder begin with.
-    """
-    if not re.search(r"[\[*?\\]", path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as place:
-        plain = os.path.join(place, "plain")
-        if is_remote(path):
-            _download(path, plain)
-            yield plain
-            return
-        folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
-        os.symlink(os.path.abspath(folder), plain)
-        yield os.path.join(plain, name)
-
-
-def _download(path: str, target: str) -> None:
-    """Copies a folder, or the files whose names begin with a path, from an object store."""
-    sources = [os.path.join(folder, name) for folder, _, names in _gfile().walk(path) for name in names]
-    if not sources:
-        folder, name = path.rsplit("/", 1)
-        sources = list_matching(folder, re.escape(name) + r"\..*")
-    for source in sources:
-        copy = target + source.removeprefix(path)
-        os.makedirs(os.path.dirname(copy), exist_ok=True)
-        _gfile().copy(source, copy)
 
 
 def read_bytes(path: str) -> bytes:

@@ -1,7 +1,8 @@
-"""Predicts cats and dogs for unlabelled shards or plain picture files, and writes the submission CSV.
+"""Predicts cats and dogs for unlabelled shards or plain pictures, and writes the submission CSV.
 
 python cats_vs_dogs/inference.py --input_data_pattern='shards/test-*' --output_file=predictions.csv
 python cats_vs_dogs/inference.py --input_data_pattern='photos/*.jpg' --output_file=predictions.csv
+python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --output_file=predictions.csv
 """
 
 import os
@@ -14,8 +15,9 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
     cats_vs_dogs.forget_edited()
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -26,9 +28,11 @@ from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs.prediction import Predictor
+    from cats_vs_dogs.readers import BaseReader, Shards
 
 FLAGS = flags.FLAGS
 
+_FLAG = "input_data_pattern"
 _NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
 
 
@@ -42,10 +46,11 @@ def define_flags() -> None:
         module_name="model",
     )
     define_path(
-        "input_data_pattern",
+        _FLAG,
         "",
-        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: test-* beside the "
-        "training shards; for a model of the sample set, its test shards.",
+        "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
+        "and whatever else the installed Pillow opens. Empty: test-* beside the training shards; for a model of the "
+        "sample set, its test shards.",
         module_name="data",
     )
     config.define_bad_examples_flag(
@@ -120,15 +125,93 @@ def table(first: Sequence[tuple[str, float]], writer: submission.Writer, csv_pat
     return [*terminal.table(rows, left=2), *more, f"{writer.num_cats:,} cats, {writer.num_dogs:,} dogs"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What to predict.
+
+    Attributes:
+        shards: the shards, or the picture files.
+        batches: their examples.
+        errors: a context manager that explains errors of reading them.
+        has_pictures: whether they are picture files.
+    """
+
+    shards: "Shards"
+    batches: Iterable
+    errors: contextlib.AbstractContextManager
+    has_pictures: bool
+
+
+@contextlib.contextmanager
+def open_input(
+    patterns: Sequence[str], reader: "BaseReader", bad_examples_flag: str, submission_format: str, batch_size: int
+) -> Iterator[Input]:
+    """Finds what to predict: shards, or pictures that a pattern matches or that a folder or .zip file holds.
+
+    Args:
+        patterns: the pattern, folder or .zip file; or several patterns of shards.
+        reader: how to read a record.
+        bad_examples_flag: "fail" or "skip", see `bad_examples.open_shards`.
+        submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
+        batch_size: examples per batch.
+
+    Raises:
+        UserError: if there is nothing to predict, or too much of it cannot be read.
+    """
+    from cats_vs_dogs import bad_examples, picture_files, readers
+
+    with find_pictures(patterns) as found:
+        if found is None:
+            shards = bad_examples.open_shards(patterns, _FLAG, reader, bad_examples_flag, submission_format)
+            errors = bad_examples.explain_read_errors(reader, shards)
+            yield Input(shards, readers.make_dataset(reader, shards, batch_size), errors, has_pictures=False)
+            return
+        paths, read = found
+        pictures = bad_examples.open_pictures(paths, reader, bad_examples_flag, submission_format, read)
+        errors = bad_examples.explain_picture_errors(reader, pictures, read)
+        batches = picture_files.PictureBatches(reader, pictures, batch_size, read)
+        yield Input(pictures, batches, errors, has_pictures=True)
+
+
+@contextlib.contextmanager
+def find_pictures(patterns: Sequence[str]) -> Iterator[tuple[list[str], Callable[[str], bytes]] | None]:
+    """Yields the paths of pictures, and a function that reads one, given its path; None if the patterns name shards."""
+    from cats_vs_dogs import photo_sources
+
+    is_folder = False
+    with contextlib.suppress(*files.file_errors()):  # `list_files` reports them.
+        is_folder = len(patterns) == 1 and files.is_dir(patterns[0])
+    paths = patterns if is_folder else [path for one in patterns for path in files.list_files(one, _FLAG)]
+    if not is_folder and not (len(paths) == 1 and paths[0].lower().endswith(".zip")):
+        logging.info("number of input files: %d", len(paths))
+        yield (paths, photo_sources.read_file) if are_pictures(paths) else None
+        return
+    with photo_sources.open_pictures(paths[0], _FLAG) as (pictures, read):
+        logging.info("number of input files: %d", len(pictures))
+        if not pictures and is_folder and has_shards(paths[0]):
+            files.list_files(paths[0], _FLAG)  # Says which pattern to write instead.
+        if not pictures:
+            raise utils.UserError(f"--{_FLAG}={paths[0]}: has no picture in it; name pictures or shards")
+        yield pictures, read
+
+
+def has_shards(folder: str) -> bool:
+    """Whether a folder has a TFRecord file in it."""
+    from cats_vs_dogs import tfrecords
+
+    paths = [path for path in files.list_matching(folder, ".*") if not files.is_dir(path)]
+    return any(map(tfrecords.is_shard, paths))
+
+
 def are_pictures(paths: Sequence[str]) -> bool:
     """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not."""
-    from cats_vs_dogs import readers, tfrecords
+    from cats_vs_dogs import photo_sources, pictures, tfrecords
 
     for path in paths:
-        with contextlib.suppress(*files.file_errors()):  # A later step reports why it cannot be read.
+        with contextlib.suppress(pictures.BadImage, *files.file_errors()):  # A later step reports it.
             if tfrecords.is_shard(path):
                 return False
-            if readers.is_picture(path):
+            if pictures.format_of(photo_sources.read_file(path, pictures.NUM_FIRST_BYTES)):
                 return True
     return False
 
@@ -148,36 +231,28 @@ def main() -> None:
 
     spec = train_dirs.load_spec(train_dir)
     checkpoints.require_checkpoint(train_dir)  # Before the data is read.
-    flag = "input_data_pattern"
-    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", flag)
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", _FLAG)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
-    paths = [path for one in patterns for path in files.list_files(one, flag)]
-    files.check_not_input(output_file, "output_file", paths)
-    logging.info("number of input files: %d", len(paths))
-    with files.atomic_write(output_file, "output_file") as output:
-        has_pictures = are_pictures(paths)
-        if has_pictures:
-            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag, submission_format)
-            batches = readers.make_picture_dataset(reader, shards, batch_size)
-            errors = bad_examples.explain_picture_errors(reader, shards)
-        else:
-            shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, submission_format)
-            batches = readers.make_dataset(reader, shards, batch_size)
-            errors = bad_examples.explain_read_errors(reader, shards)
+    with (
+        files.atomic_write(output_file, "output_file") as output,
+        open_input(patterns, reader, bad_examples_flag, submission_format, batch_size) as data,
+    ):
+        files.check_not_input(output_file, "output_file", [*patterns, *data.shards.files])
         cluster = distribution.local_devices()
         with cluster.strategy.scope():
             classifier = Classifier(spec, flip_average=flip_average)
         logging.info("restoring variables from %s", checkpoints.restore_newest(classifier, train_dir))
         bad_path = f"{output_file}.bad_examples.csv"
-        bad_examples.write_bad_examples(shards, bad_path)
-        with errors:
-            predictor = Predictor(classifier, cluster, batches, shards.num_examples)
+        bad_examples.write_bad_examples(data.shards, bad_path)
+        with data.errors:
+            predictor = Predictor(classifier, cluster, data.batches, data.shards.num_examples)
             writer = submission.Writer(output, output_column, submission_format)
-            first = predict(predictor, writer, bad_examples.make_id_check(shards, submission_format))
-    if has_pictures and sys.stdout.isatty():
+            first = predict(predictor, writer, bad_examples.make_id_check(data.shards, submission_format))
+    if data.has_pictures and sys.stdout.isatty():
         print(*table(first, writer, output_file), sep="\n", flush=True)
-    missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""
+    num_bad = len(data.shards.bad_list)
+    missing = f"; records missing from it: {num_bad}, listed in {bad_path}" if num_bad else ""
     logging.info(
         "Done with inference. The output file was written to %s: %d rows%s", output_file, writer.num_rows, missing
     )

@@ -141,6 +141,7 @@ def open_data(
     if not is_chief:
         return shards, None
     example_index.warn_of_unequal_classes(shards.index, settings.model.loss_params)
+    example_index.warn_of_contradictions(shards.index)
     if not data.eval_data_pattern:
         return shards, None
     return shards, bad_examples.open_shards(
@@ -202,5 +203,6 @@ def build(
     )
     serves_both = precision == "float32" and not any_size
     predictor = classifier if serves_both else Classifier(settings.model)
+    predictor.check_constants()
     classifier.check_training()  # Last, since building a model resets the generator of keras.random.
     return classifier, optimizer, predictor

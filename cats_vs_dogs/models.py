@@ -12,10 +12,13 @@ class BaseModel:
     """The base class of models. To add a model, inherit from it in cvd_models.py and pass --model=YourModel."""
 
     def create_model(self, model_input: keras.KerasTensor, num_classes: int = 2, **params: Any) -> dict[str, Any]:
-        """Defines the network. It is called once; training, evaluation and export share the result.
+        """Defines the network. Training, evaluation and export build it again with the same seed.
 
         Use `keras.layers` and `keras.ops`. Dropout, batch norm and augmentation layers switch between training and
         inference by themselves. Regularizers of layers are added to the loss.
+
+        Constants may be drawn with np.random, random, keras.random or tf.random, which are seeded. Variables must
+        belong to layers that are called here, on Keras tensors: others, as of a layer inside Lambda, are refused.
 
         Args:
             model_input: symbolic float32 [batch, height, width, 3], pixels in [-1, 1].

@@ -3,16 +3,19 @@
 import contextlib
 import os
 import re
-import shlex
 import struct
 import tempfile
 import threading
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from cats_vs_dogs.files import explain_error, is_remote
+from absl import logging
+
+from cats_vs_dogs import archives, pictures
+from cats_vs_dogs.files import explain_error, file_errors, is_remote
 from cats_vs_dogs.pictures import BadImage
 from cats_vs_dogs.utils import UserError
 
@@ -32,8 +35,8 @@ class PhotoSource:
         """
         raise NotImplementedError
 
-    def read(self, key: Any) -> bytes:
-        """Returns the bytes of a file. Several threads may call this at the same time.
+    def read(self, key: Any, num_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Returns the bytes of a file, or its first `num_bytes`. Several threads may call this at the same time.
 
         Raises:
             BadImage: if the file cannot be read, or has more than `MAX_FILE_BYTES` bytes.
@@ -42,126 +45,40 @@ class PhotoSource:
 
 
 @contextlib.contextmanager
-def open_source(images: str) -> Iterator[PhotoSource]:
+def open_source(images: str, flag: str = "images") -> Iterator[PhotoSource]:
     """Opens a folder or a .zip file, on this machine or on an object store.
 
     Args:
         images: its path. A path is never a pattern, so it may contain any character.
+        flag: the flag that named it, for messages.
 
     Raises:
         UserError: if it does not exist, cannot be read, or is neither a folder nor a .zip file.
     """
     if is_remote(images):
-        _check_name(images, images)
+        archives.check_name(images, images, flag)
     if is_remote(images) and not images.lower().endswith(".zip"):
-        yield _RemoteFolder(images)
+        yield _RemoteFolder(images, flag)
         return
     if is_remote(images):  # The conversion reads photos in random order; in place, each would be a request.
-        with tempfile.TemporaryDirectory() as folder, _open_zip(_download(images, folder), images) as archive:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            archives.open_zip(_download(images, folder, flag), images, flag) as archive,
+        ):
             yield _Zip(archive)
         return
     if os.path.isdir(images):
-        yield _Folder(images)
+        yield _Folder(images, flag)
         return
     if not os.path.exists(images):
         is_pattern = any(character in images for character in "*?")
         advice = "a pattern is not read here; give the folder" if is_pattern else "give a folder or a .zip"
-        raise UserError(f"--images={images}: no such file or folder on this machine; {advice}")
-    with _open_zip(images, images) as archive:
+        raise UserError(f"--{flag}={images}: no such file or folder on this machine; {advice}")
+    with archives.open_zip(images, images, flag) as archive:
         yield _Zip(archive)
 
 
-def check_archives(images: str, paths: Sequence[str]) -> None:
-    """Raises a UserError if there are archives among the files of a source that has no pictures."""
-    archives = [path for path in paths if path.lower().endswith((".zip", *_ARCHIVE_ENDINGS))]
-    if not archives:
-        return
-    archives.sort(key=lambda path: "train" not in path)  # As in Kaggle's folder: train.zip and test1.zip.
-    names = ", ".join(archives[:3])
-    if os.path.isdir(images) and archives[0].lower().endswith(".zip"):
-        advice = f"give the .zip itself: --images={shlex.quote(os.path.join(images, archives[0]))}"
-    else:
-        advice = "unpack it first, then give the folder of the photos"
-    raise UserError(f"--images={images}: holds no pictures, but {names}; {advice}")
-
-
-def _open_zip(path: str, images: str) -> zipfile.ZipFile:
-    """Opens a .zip file on this machine.
-
-    Args:
-        path: its path.
-        images: what the user gave, for messages.
-    """
-    try:
-        if not os.path.isfile(path):  # Opening a named pipe would wait for ever.
-            raise UserError(f"--images={images}: is no regular file; give a folder or a .zip")
-        with open(path, "rb") as file:
-            start = file.read(1024)
-        other = _describe_other(start, images)
-        if other:
-            raise UserError(f"--images={images}: {other}")
-        _check_name(images, path)
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if not start.startswith(b"PK"):
-            is_named = images.lower().endswith(".zip")
-            what = "is named .zip, but is no .zip; download it again" if is_named else "neither a folder nor a .zip"
-            raise UserError(f"--images={images}: {what}; give a folder or .zip of photos") from error
-        raise UserError(
-            f"--images={images}: neither a folder nor a complete .zip ({error}); download it again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"--images={images}: cannot be read: {error.strerror or error}") from error
-
-
-# How archives of other kinds begin.
-_ARCHIVES = {
-    b"\x1f\x8b": "gzip",
-    b"\x1f\x9d": "compress",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "rar",
-}
-_ARCHIVE_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-
-
-def _describe_other(start: bytes, images: str) -> str:
-    """Returns what a file that is no .zip is, and what to do, by its first 1024 bytes; "" if they do not tell."""
-    if not start:
-        return "is empty; download it again"
-    kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
-    if kind is None and start[257:262] == b"ustar":
-        kind = "tar"
-    if kind:
-        return f"is an archive of the kind {kind}, and only .zip is read; unpack it first, then give the folder"
-    if start.startswith(_PICTURES) or start[4:8] == b"ftyp":
-        return f"is one picture; give the folder of the photos: --images={shlex.quote(os.path.dirname(images) or '.')}"
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page, not a .zip: the site wants a login, or answered with an error; download it in a browser"
-    return ""
-
-
-def _check_name(images: str, path: str) -> None:
-    """Raises a UserError for an archive of another kind, or a part of one, by its name."""
-    name = images.lower()
-    stem = re.sub(r"(?i)\.(zip(\.\d+)?|z\d+)$", "", path)
-    parts = [f"{stem}.z01", f"{stem}.Z01", f"{stem}.zip.001"]
-    if re.search(r"\.(z\d\d+|zip\.\d+)$", name) or (not is_remote(path) and any(map(os.path.exists, parts))):
-        raise UserError(
-            f"--images={images}: is one of several parts of a .zip; unpack them together (7z x), then give the folder"
-        )
-    if is_remote(path) and name.endswith(_ARCHIVE_ENDINGS):
-        raise UserError(
-            f"--images={images}: is an archive, and only .zip is read; unpack it first, then give the folder"
-        )
-
-
-def _download(images: str, folder: str) -> str:
+def _download(images: str, folder: str, flag: str) -> str:
     """Copies a file from an object store into a local folder. Returns the local path."""
     import tensorflow as tf
 
@@ -169,19 +86,20 @@ def _download(images: str, folder: str) -> str:
     try:
         tf.io.gfile.copy(images, path)
     except tf.errors.OpError as error:
-        raise UserError(f"--images={images}: cannot be downloaded: {explain_error(error)}") from error
+        raise UserError(f"--{flag}={images}: cannot be downloaded: {explain_error(error)}") from error
     return path
 
 
 class _Folder(PhotoSource):
     """A local folder and its subfolders. A key is a full path."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, flag: str):
         self._path = path
+        self._flag = flag
 
     def files(self) -> Iterator[tuple[str, str]]:
         def fail(error: OSError) -> None:
-            raise UserError(f"--images={self._path}: {error.filename} cannot be listed: {error.strerror}")
+            raise UserError(f"--{self._flag}={self._path}: {error.filename} cannot be listed: {error.strerror}")
 
         visited = set()
         for folder, subfolders, names in os.walk(self._path, onerror=fail, followlinks=True):
@@ -196,22 +114,16 @@ class _Folder(PhotoSource):
                 relative_path = os.path.relpath(full_path, self._path).replace(os.sep, "/")
                 yield _decode_name(os.fsencode(relative_path)), full_path
 
-    def read(self, key: str) -> bytes:
-        try:
-            if not os.path.isfile(key):  # Opening a named pipe would wait for ever.
-                raise BadImage("not a regular file, or a broken link")
-            _check_size(os.path.getsize(key))
-            with open(key, "rb") as file:
-                return file.read(MAX_FILE_BYTES)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+    def read(self, key: str, num_bytes: int = MAX_FILE_BYTES) -> bytes:
+        return read_file(key, num_bytes)
 
 
 class _RemoteFolder(PhotoSource):
     """A folder on an object store, such as gs://bucket/photos, and its subfolders. A key is a full path."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, flag: str):
         self._path = path
+        self._flag = flag
 
     def files(self) -> Iterator[tuple[str, str]]:
         import tensorflow as tf
@@ -222,22 +134,15 @@ class _RemoteFolder(PhotoSource):
             try:
                 names = tf.io.gfile.listdir(os.path.join(self._path, folder))
             except tf.errors.OpError as error:
-                raise UserError(f"--images={self._path}: cannot be listed: {explain_error(error)}") from error
+                raise UserError(f"--{self._flag}={self._path}: cannot be listed: {explain_error(error)}") from error
             for name in filter(None, names):
                 if name.endswith("/"):
                     folders.append(folder + name)
                 else:
                     yield folder + name, os.path.join(self._path, folder + name)
 
-    def read(self, key: str) -> bytes:
-        import tensorflow as tf
-
-        try:
-            with tf.io.gfile.GFile(key, "rb") as file:
-                _check_size(file.size())
-                return file.read(MAX_FILE_BYTES)
-        except tf.errors.OpError as error:
-            raise BadImage(f"cannot be read: {explain_error(error)}") from error
+    def read(self, key: str, num_bytes: int = MAX_FILE_BYTES) -> bytes:
+        return read_file(key, num_bytes)
 
 
 class _Zip(PhotoSource):
@@ -257,7 +162,7 @@ class _Zip(PhotoSource):
             if not name.endswith("/"):  # A name that ends with "/" is a folder.
                 yield name, member
 
-    def read(self, key: zipfile.ZipInfo) -> bytes:
+    def read(self, key: zipfile.ZipInfo, num_bytes: int = MAX_FILE_BYTES) -> bytes:
         if key.flag_bits & 0x1:
             raise BadImage("encrypted; make a .zip without a password")
         if key.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -268,12 +173,37 @@ class _Zip(PhotoSource):
             with self._lock:
                 file = self._archive.open(key)
             try:
-                return file.read(key.file_size)  # Without a size, read() would unpack more than was declared.
+                return file.read(
+                    min(key.file_size, num_bytes)
+                )  # Without a size, read() would unpack more than was declared.
             finally:
                 with self._lock:
                     file.close()
         except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
             raise BadImage(f"damaged in the .zip: {error}") from error
+
+
+def read_file(path: str, num_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Returns the bytes of a file, here or on an object store, or its first `num_bytes`.
+
+    Raises:
+        BadImage: if the file cannot be read, or has more than `MAX_FILE_BYTES` bytes.
+    """
+    try:
+        if is_remote(path):
+            import tensorflow as tf
+
+            with tf.io.gfile.GFile(path, "rb") as file:
+                _check_size(file.size())
+                return file.read(num_bytes)
+        if not os.path.isfile(path):  # Opening a named pipe would wait for ever.
+            raise BadImage("not a regular file, or a broken link")
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_size(size)
+            return file.read(min(size, num_bytes))  # Python allocates at once what is asked for.
+    except file_errors() as error:
+        raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or explain_error(error)}") from error
 
 
 def _check_size(num_bytes: int) -> None:
@@ -287,3 +217,73 @@ def _decode_name(raw: bytes) -> str:
         with contextlib.suppress(UnicodeDecodeError):
             return raw.decode(encoding)
     return raw.decode("cp437")
+
+
+# ---- Which of the files are photos.
+
+
+def list_photos(source: PhotoSource) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Lists the files of a source, without hidden ones and those that an operating system left there.
+
+    Returns:
+        The key of each file by its path, sorted by path; and (path, reason) of each file that is refused for its name.
+    """
+    keys: dict[str, Any] = {}
+    refused = []
+    for path, key in source.files():
+        # macOS decomposes Korean letters (NFD). In one form, a photo has the same id and split on every system.
+        path = unicodedata.normalize("NFC", path)
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if any(map(_is_junk, parts)):
+            continue
+        if not parts or path.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", path):
+            refused.append((path, "the name is empty or leads out of the folder (absolute, or with ..)"))
+        elif "/".join(parts) in keys:
+            refused.append((path, "a second file of this name"))
+        else:
+            keys["/".join(parts)] = key
+    return {path: keys[path] for path in sorted(keys)}, refused
+
+
+def _is_junk(part: str) -> bool:
+    """Returns whether a folder or file name is hidden, or left by an operating system."""
+    return part.lower() in ("__macosx", "thumbs.db", "desktop.ini") or (part.startswith(".") and part != "..")
+
+
+@contextlib.contextmanager
+def open_pictures(path: str, flag: str) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Opens a folder or a .zip file and finds the pictures in it, on all levels.
+
+    A file is taken for a picture if its name ends or its bytes begin like a picture's. What is left out is logged.
+
+    Args:
+        path: the folder or .zip file.
+        flag: the flag that named it, for messages.
+
+    Yields:
+        The paths of the pictures, sorted: `path` joined with the path in it; and a function that reads one, given its
+        path, which raises BadImage if it cannot.
+
+    Raises:
+        UserError: if the source cannot be opened or listed.
+    """
+    with open_source(path, flag) as source:
+        keys, refused = list_photos(source)
+        others = [name for name, key in keys.items() if not _seems_a_picture(source, name, key)]
+        if others:
+            message = "%s: %d of %d files are left out because they are no pictures, such as %s"
+            logging.info(message, path, len(others), len(keys), others[0])
+        for name, reason in refused:
+            logging.warning("%s: %s is left out: %s", path, name, reason)
+        left_out = set(others)
+        keys = {os.path.join(path, name): key for name, key in keys.items() if name not in left_out}
+        yield list(keys), lambda picture: source.read(keys[picture])
+
+
+def _seems_a_picture(source: PhotoSource, path: str, key: Any) -> bool:
+    if pictures.is_named_as_picture(path):
+        return True
+    try:
+        return bool(pictures.format_of(source.read(key, pictures.NUM_FIRST_BYTES)))
+    except BadImage:
+        return False

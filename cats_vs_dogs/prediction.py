@@ -10,6 +10,7 @@ from tqdm import tqdm
 from cats_vs_dogs import eval_util
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.distribution import Cluster
+from cats_vs_dogs.picture_files import PictureBatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Predictor:
     Args:
         classifier: the model, built in the scope of the cluster's strategy.
         cluster: the devices to predict on.
-        batches: dataset of ids, images and, for labelled examples, labels.
+        batches: ids, images and, for labelled examples, labels.
         num_examples: number of examples, for the progress bar. None: unknown.
     """
 
     def __init__(
-        self, classifier: Classifier, cluster: Cluster, batches: tf.data.Dataset, num_examples: int | None = None
+        self,
+        classifier: Classifier,
+        cluster: Cluster,
+        batches: tf.data.Dataset | PictureBatches,
+        num_examples: int | None = None,
     ):
         self.num_examples = num_examples
         self._classifier = classifier

@@ -1,4 +1,4 @@
-"""Reads shards and picture files: records -> shuffle -> batch -> decode -> images, as one `tf.data` pipeline.
+"""Reads shards: records -> shuffle -> batch -> decode -> images, as one `tf.data` pipeline.
 
 Records are shuffled while they are still JPEG bytes, and pictures stay uint8 until they reach the device: both take a
 fraction of the memory of float32 pixels.
@@ -9,13 +9,12 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import decoding, terminal, tfrecords
-from cats_vs_dogs.example_index import ExampleIndex
+from cats_vs_dogs import decoding, example_index, terminal, tfrecords
 
 _SHUFFLE_BYTES = 32 * 2**20  # size of the shuffle buffer; the first batch waits until it is full
 _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
@@ -53,7 +52,7 @@ def scale_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
             images = tf.raw_ops.Dequantize(input=codes, min_range=-1.0, max_range=1.0, mode="MIN_COMBINED")
         return ids, images, *labels
 
-    return _map_batches(batches, scale)
+    return map_batches(batches, scale)
 
 
 class BaseReader:
@@ -147,15 +146,6 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
     return reader.prepare_serialized_examples
 
 
-def reads_labels(reader: BaseReader) -> bool:
-    """Whether a reader's labels are those that records have under `tfrecords.LABEL`, as those of the kit's reader."""
-    return (
-        type(reader).prepare_serialized_examples is CatsVsDogsFeatureReader.prepare_serialized_examples
-        and getattr(type(reader), "decode_serialized_examples", None)
-        is CatsVsDogsFeatureReader.decode_serialized_examples
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """TFRecord files, and which of their records are read.
@@ -171,7 +161,7 @@ class Shards:
     records: dict[str, int]
     bad_list: list[tuple[str, int, str, str]] = dataclasses.field(default_factory=list)
     num_bytes: int = 0
-    index: ExampleIndex | None = None
+    index: example_index.ExampleIndex | None = None
 
     @functools.cached_property
     def bad(self) -> dict[str, list[int]]:
@@ -211,7 +201,7 @@ def make_dataset(reader: BaseReader, shards: Shards, batch_size: int) -> tf.data
         Batches of what the reader returns, with images still uint8 (see `scale_images`).
     """
     records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
-    return _map_batches(records.batch(batch_size), prepare_function(reader))
+    return map_batches(records.batch(batch_size), prepare_function(reader))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +274,7 @@ def make_training_dataset(
     options = tf.data.Options()
     # To optimize the pipeline's graph, TensorFlow would copy all decoded images into it.
     options.experimental_optimization.apply_default_optimizations = decoded is None
-    return _map_batches(batches, prepare_part).with_options(options)
+    return map_batches(batches, prepare_part).with_options(options)
 
 
 def _batches_per_epoch(shards: Shards, order: Order) -> int:
@@ -373,44 +363,7 @@ def decoded_bytes(reader: BaseReader, shards: Shards) -> int:
     return shards.num_examples * sum(sizes)
 
 
-def make_picture_dataset(reader: CatsVsDogsTestFeatureReader, pictures: Shards, batch_size: int) -> tf.data.Dataset:
-    """Returns plain picture files as batches of ids and images, in the order of the files.
-
-    Args:
-        reader: how to decode a picture.
-        pictures: the files; each counts as a file with one record.
-        batch_size: pictures per batch; the last batch may have fewer.
-    """
-    ids = picture_ids(pictures.files)
-    good = [path for path in pictures.files if path not in pictures.bad]
-
-    def decode(batch_ids: tf.Tensor, paths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return batch_ids, reader.decode_images(tf.map_fn(tf.io.read_file, paths))
-
-    slices = tf.data.Dataset.from_tensor_slices(([ids[path] for path in good], good))
-    return _map_batches(slices.batch(batch_size), decode)
-
-
-def picture_ids(files: Sequence[str]) -> dict[str, str]:
-    """Returns the id of each picture file: its path, relative to the innermost folder that has all files.
-
-    Args:
-        files: their paths, sorted.
-    """
-    folder = os.path.dirname(files[0])
-    while not all(path.startswith(os.path.join(folder, "")) for path in files):
-        folder = os.path.dirname(folder)
-    return {path: path[len(os.path.join(folder, "")) :] for path in files}
-
-
-def is_picture(path: str) -> bool:
-    """Whether a file begins like a JPEG, PNG, GIF, BMP or WebP picture."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        start = file.read(12)
-    return start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")) or start[8:12] == b"WEBP"
-
-
-def _map_batches(batches: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+def map_batches(batches: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
     """Applies a function to batches on all cores, up to two batches ahead.
 
     Autotuning is off. It begins with one core, and a pass over few large batches ends before it uses more. Its thread

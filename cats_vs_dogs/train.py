@@ -339,33 +339,29 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
     """
     folder, data = settings.train_dir, settings.data
     where = {} if folder == utils.default_train_dir() else {"train_dir": folder}
-    evaluated, predicted = {}, {}
+    evaluated = {"eval_data_pattern": data.eval_data_pattern} if data.eval_data_pattern else {}
     is_sample_set = not data.train_data_pattern
-    if not is_sample_set:
-        evaluated["eval_data_pattern"] = data.eval_data_pattern or shards_beside(shards, "validation")
-        predicted["input_data_pattern"] = shards_beside(shards, "test")
+    can_evaluate = is_sample_set or evaluated or has_shards_beside(shards, "validation")
+    can_predict = is_sample_set or has_shards_beside(shards, "test")
     logging.info("Done training. The model is in %s. What to type next:", folder)
-    if all(evaluated.values()):
+    if can_evaluate:
         logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, **where))
-    if all(predicted.values()):
-        logging.info("  %s", utils.command("inference.py", **predicted, **where))
+    if can_predict:
+        logging.info("  %s", utils.command("inference.py", **where))
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
-    if not all(evaluated.values()):
+    if not can_evaluate:
         logging.info("To evaluate the model, give eval.py labelled shards that it was not trained on.")
-    if not all(predicted.values()):
+    if not can_predict:
         logging.info("To predict your own photos, give inference.py their paths as --input_data_pattern.")
     if data.eval_data_pattern:
         best = shlex.quote(os.path.join(folder, "best"))
         logging.info("With --train_dir=%s, they use the best model instead of the last.", best)
 
 
-def shards_beside(shards: Sequence[str], split: str) -> str:
-    """Returns the pattern of a split's shards in the folder of others; "" if that has none, or there are several."""
-    folders = {os.path.dirname(path) for path in shards}
-    folder = folders.pop()
-    if folders or not files.list_matching(folder or os.curdir, rf"{split}-\d+-of-\d+"):
-        return ""
-    return os.path.join(folder, f"{split}-*")
+def has_shards_beside(shards: Sequence[str], split: str) -> bool:
+    """Whether there are shards of a split beside others; eval.py and inference.py then read them by default."""
+    folders = {os.path.dirname(path) or os.curdir for path in shards}
+    return any(files.list_matching(folder, rf"{split}-.*") for folder in folders)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
     with contextlib.suppress(UserError, *files.file_errors()):  # There is none, or a damaged one.
         old = files.read_json(path)
         if old.get(name) and metrics.get(name) and old[name] != metrics[name]:
-            logging.warning("%s held the metrics on %s; now it holds those on %s", path, old[name], metrics[name])
+            logging.warning(
+                "%s held the metrics on %s; now it holds those on %s, and metrics.jsonl both",
+                *(path, old[name], metrics[name]),
+            )
     files.write_json(path, metrics)
 
 
@@ -295,7 +298,7 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
     import tensorflow as tf
 
     settings = config.settings()
-    patterns = {name: files.absolute_pattern(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
+    patterns = {name: files.absolute_path(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
         "flags": settings | patterns,
         "versions": {

@@ -5,7 +5,6 @@ evaluation can say how many of its examples are among them, also where the train
 """
 
 import contextlib
-import glob
 import io
 import os
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
     if not run and name == "best":
         folder, run = parent, train_dir.read_run(parent)
     is_whole = all(isinstance(run.get(key), dict) for key in ("flags", "shards"))
-    return folder, run if is_whole else {}
+    return folder, run if is_whole and run["shards"] else {}
 
 
 # ---- The data to use if no flag names any.
@@ -71,23 +70,19 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
         looked_for, why = [evaluated], "which train.py evaluated on"
     else:
         folders = dict.fromkeys(os.path.dirname(path) for path in run["shards"])
-        looked_for = [os.path.join(_escape(folder), f"{split}-*") for folder in folders]
+        looked_for = [os.path.join(folder, f"{split}-*") for folder in folders]
         why = "beside the training shards"
     # Older versions stored paths as typed. They mean these files only if the training shards are here, too.
     is_here = all(os.path.isabs(path) or os.path.exists(path) or files.is_remote(path) for path in run["shards"])
     found = [pattern for pattern in looked_for if is_here and _matches(pattern)]
     if not found:
-        where = "" if is_here else f", relative to {os.getcwd()}, where the training shards are not"
+        where = "" if is_here else f" in {os.getcwd()}, where the training shards are not"
         raise UserError(
-            f"--{flag}: not given, and {' and '.join(looked_for)} ({why} of the model in --train_dir={folder}) matches "
-            f"no file{where}; {advice}"
+            f"--{flag}: not given, and no file matches {' or '.join(looked_for)}{where} ({why}, says "
+            f"{os.path.join(folder, 'run.json')}); {advice}"
         )
     logging.info("No --%s given: using %s, %s.", flag, " and ".join(found), why)
     return found
-
-
-def _escape(folder: str) -> str:
-    return folder if files.is_remote(folder) else glob.escape(folder)
 
 
 def _matches(pattern: str) -> bool:

@@ -1,12 +1,14 @@
-"""Finds variables that a model uses and Keras does not track: they are neither trained nor saved."""
+"""Finds what a checkpoint of a model would not hold: variables that Keras does not track, and constants."""
 
 import linecache
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -74,6 +76,30 @@ def creation_error(what: str, error: Exception) -> UserError | None:
         f"{what} creates a variable or a layer when it is called{where}; create it before, as a layer that is called "
         "on a Keras tensor; in a layer of your own, in __init__ or build"
     )
+
+
+def drawn_constants(graph: tf.Graph) -> int:
+    """Returns a number that stands for the constants of a graph that may be drawn at random; 0 without any.
+
+    Args:
+        graph: the graph of a `tf.function`.
+    """
+    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
+    values += [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
+    number = 0
+    for value in filter(_may_be_drawn, values):
+        number = zlib.crc32(value.tobytes(), number) or 1
+    return number
+
+
+def _may_be_drawn(value: np.ndarray) -> bool:
+    """Whether numbers have more digits than typed ones, such as 0.001 or 1 / 255; or are many integers, not a shape."""
+    if not tf.as_dtype(value.dtype).is_floating:
+        return value.size > 8 and value.dtype != object
+    some = value.ravel()[:100].astype(np.float64)
+    some = some[np.isfinite(some) & (some != 0)]
+    typed = np.array([[float(f"{number:.5g}"), 1 / float(f"{1 / number:.5g}")] for number in some]).reshape(-1, 2)
+    return not np.isclose(typed, some[:, np.newaxis], rtol=1e-7, atol=0).any(axis=1).all()
 
 
 def _handles(variable: Any) -> list[tf.Tensor]:

@@ -64,12 +64,14 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     defined = flags.FLAGS.flags_by_module_dict()
     for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
         delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
-    define_flags()
-    if {"-h", "-help", "--help", "--helpshort", "--helpfull", "-?"} & set(sys.argv[1:]):
-        parts = [flags.FLAGS.module_help(group) for group in FLAG_GROUPS if group in flags.FLAGS.flags_by_module_dict()]
-        print(sys.modules["__main__"].__doc__, *parts, sep="\n")
-        sys.exit(0)
     try:
+        define_flags()  # A default may be wrong, too: that of train_dir may come from the environment.
+        if {"-h", "-help", "--help", "--helpshort", "--helpfull", "-?"} & set(sys.argv[1:]):
+            parts = [
+                flags.FLAGS.module_help(group) for group in FLAG_GROUPS if group in flags.FLAGS.flags_by_module_dict()
+            ]
+            print(sys.modules["__main__"].__doc__, *parts, sep="\n")
+            sys.exit(0)
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
         others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -256,7 +258,9 @@ def command(script: str, *switches: str, **values: str) -> str:
         folder = own_folder
     path = os.path.join(folder, script)
     arguments = [f" --{name}" for name in switches]
-    arguments += [f" --{name}={shlex.quote(value)}" for name, value in values.items()]
+    for name, value in values.items():
+        value = f"./{value}" if value.startswith(("~", "$", "--")) else value  # See path_flags.expand_path.
+        arguments.append(f" --{name}={shlex.quote(value)}")
     return f"{python_command()} {shlex.quote(path)}{''.join(arguments)}"
 
 

@@ -138,7 +138,7 @@ def jpeg(height=40, width=60, colour=(200, 120, 40), seed=0):
     return buffer.getvalue()
 
 
-def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=True, bad=()):
+def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=True, bad=(), first=0):
     """Writes shards of bright dogs and dark cats, and returns their pattern.
 
     Args:
@@ -148,12 +148,13 @@ def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=
         num_shards: over how many shards.
         labelled: whether the records have labels.
         bad: numbers of the examples whose JPEG is cut off.
+        first: number of the first example; shards share the examples with the same numbers.
     """
     from cats_vs_dogs import tfrecords
 
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    for i in range(num_examples):
+    for i in range(first, first + num_examples):
         label = i % 2
         encoded = jpeg(30 + i % 7, 40 + i % 5, (200, 180, 160) if label else (60, 70, 80), seed=i)
         if i in bad:

@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 from conftest import jpeg, write_shards
 from PIL import Image
+from test_pictures import png_header
 from test_readers import files_of, ids_of
 
 from cats_vs_dogs import bad_examples, readers, submission, tfrecords
 from cats_vs_dogs.bad_examples import open_shards
 from cats_vs_dogs.config import RESIZE_METHODS
+from cats_vs_dogs.picture_files import PictureBatches
 from cats_vs_dogs.readers import Shards
 from cats_vs_dogs.utils import UserError
 
@@ -431,34 +433,34 @@ def test_pictures_are_left_out_and_keep_their_ids(tmp_path):
     for name in ("a/1.jpg", "a/2.jpg", "a/5.jpg"):
         (tmp_path / name).write_bytes(JPEG)
     (tmp_path / "a" / "3.jpg").write_bytes(JPEG[:200])
-    (tmp_path / "a" / "4.jpg").write_bytes(LARGE_PNG)
+    (tmp_path / "a" / "4.jpg").write_bytes(png_header(20_000, 20_000))
     (tmp_path / "b" / "6.jpg").write_bytes(b"")
     (tmp_path / "b" / "7.jpg").symlink_to(tmp_path / "nowhere")
     files = files_of(str(tmp_path / "*" / "*.jpg"))
     reader = readers.CatsVsDogsTestFeatureReader(image_size=4)
 
     pictures = bad_examples.open_pictures(files, reader, "fail")
-    with pytest.raises(UserError, match=f"^{tmp_path}/a/3.jpg: its picture cannot be decoded; fix or remove it"):  # noqa: SIM117
+    with pytest.raises(UserError, match=f"^{tmp_path}/a/3.jpg: JPEG with a damaged header; fix or remove it"):  # noqa: SIM117
         with bad_examples.explain_picture_errors(reader, pictures):
-            list(readers.make_picture_dataset(reader, pictures, 2))
+            list(PictureBatches(reader, pictures, 2))
 
     with pytest.raises(UserError, match="^4 of 7 records cannot be read, more than half"):
         bad_examples.open_pictures(files, reader, "skip")
     pictures = bad_examples.open_pictures(files[:-1], reader, "skip")
     assert pictures.bad_list == [
-        (files[2], 0, "a/3.jpg", "its picture cannot be decoded"),
-        (files[3], 0, "a/4.jpg", LARGE),
-        (files[5], 0, "b/6.jpg", "its picture cannot be decoded"),
+        (files[2], 0, "a/3.jpg", "JPEG with a damaged header"),
+        (files[3], 0, "a/4.jpg", "more than 100000000 pixels"),
+        (files[5], 0, "b/6.jpg", "empty file (0 bytes)"),
     ]
     assert pictures.num_examples == 3
     # What was left out is not blamed for another error.
     with pytest.raises(tf.errors.InvalidArgumentError), bad_examples.explain_picture_errors(reader, pictures):
         raise tf.errors.InvalidArgumentError(None, None, "an error of the model")
     # As if the only one in folder b were readable too.
-    assert ids_of(readers.make_picture_dataset(reader, pictures, 2)) == [["a/1.jpg", "a/2.jpg"], ["a/5.jpg"]]
-    with pytest.raises(UserError, match=f"^{tmp_path}/b/7.jpg: the file cannot be read: .*No such file"):  # noqa: SIM117
+    assert ids_of(PictureBatches(reader, pictures, 2)) == [["a/1.jpg", "a/2.jpg"], ["a/5.jpg"]]
+    with pytest.raises(UserError, match=f"^{tmp_path}/b/7.jpg: not a regular file, or a broken link"):  # noqa: SIM117
         with bad_examples.explain_picture_errors(reader, Shards(dict.fromkeys(files[-1:], 1))):
-            list(readers.make_picture_dataset(reader, Shards(dict.fromkeys(files[-1:], 1)), 2))
+            list(PictureBatches(reader, Shards(dict.fromkeys(files[-1:], 1)), 2))
 
 
 @pytest.mark.parametrize("resize_method", RESIZE_METHODS)

@@ -446,7 +446,7 @@ def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "shards"]
     (tmp_path / "x.jpg").write_bytes(jpeg()[:200])
     line = fails_in_one_line("inference", flags[0], f"--input_data_pattern={tmp_path}/*.jpg", flags[2])
-    assert "x.jpg: its picture cannot be decoded; fix or remove it, or pass --bad_examples=skip" in line
+    assert "x.jpg: JPEG with a damaged header; fix or remove it, or pass --bad_examples=skip" in line
     assert output.read_text() == "older\n"
 
 

@@ -141,6 +141,14 @@ def test_very_unequal_classes_are_said_with_the_flag_that_helps(tmp_path, caplog
         assert caplog.text.count("\n") == 1
 
 
+def test_pictures_with_both_labels_are_said(tmp_path, caplog):
+    example_index.warn_of_contradictions(opened(write(tmp_path, [0, 1, 0, 1] * 3)).index)
+    assert not caplog.text  # Copies, which agree.
+    example_index.warn_of_contradictions(opened(write(tmp_path, [0, 1, 0, 1, 1, 1, 1])).index)
+    said = "2 pictures are copies of one with the other label, such as 0.jpg (label 0) and 4.jpg (label 1); a model"
+    assert said in caplog.text
+
+
 class OwnReader(readers.BaseReader):
     """Reads records with other features."""
 

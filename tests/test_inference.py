@@ -2,14 +2,17 @@
 
 import csv
 import gzip
+import io
 import os
 import sys
 import types
 
 import pytest
 from conftest import jpeg, write_shards
+from photo_files import encode, write_folder, write_zip
+from PIL import Image
 
-from cats_vs_dogs import bad_examples, checkpoints, inference, tfrecords
+from cats_vs_dogs import bad_examples, checkpoints, convert_images_to_tfrecords, inference, tfrecords
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
@@ -178,11 +181,12 @@ def test_pictures(infer, tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     for name, encoded in (("1", b""), ("2", JPEG), ("3", JPEG[:99]), ("4", JPEG), ("5", b"text"), ("6", JPEG)):
         (tmp_path / f"{name}.jpg").write_bytes(encoded)
-    with pytest.raises(UserError, match=f"^{tmp_path}/1.jpg: its picture cannot be decoded; fix or remove it"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/1.jpg: empty file \(0 bytes\); fix or remove it"):
         infer("*.jpg")
     rows, listed = infer("*.jpg", "skip")
     assert [row[0] for row in rows] == ["2.jpg", "4.jpg", "6.jpg"]
-    assert [row[1:] for row in listed] == [["0", f"{i}.jpg", "its picture cannot be decoded"] for i in (1, 3, 5)]
+    reasons = {1: "empty file (0 bytes)", 3: "JPEG with a damaged header", 5: "not a picture, or of an unknown format"}
+    assert [row[1:] for row in listed] == [["0", f"{i}.jpg", reason] for i, reason in reasons.items()]
     assert "3 rows; records missing from it: 3" in caplog.text
     (tmp_path / "6.jpg").unlink()
     with pytest.raises(UserError, match="^3 of 5 records cannot be read, more than half; the first: .*/1.jpg"):
@@ -225,3 +229,64 @@ def test_neither_pictures_nor_shards(infer, tmp_path, bad_examples):
     (tmp_path / "2.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match="1.jpg: .*the file is empty; make it again, or leave it out of the pattern"):
         infer("*.jpg", bad_examples)
+
+
+def many_kinds():
+    """Returns files of photos and of what else a folder holds, {path: bytes}."""
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    image = Image.open(io.BytesIO(jpeg(80, 40))).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    photos = {
+        "1.jpg": encode(image.convert("RGB"), "JPEG", exif=sideways),
+        "a [1]/2.png": encode(image, "PNG", exif=sideways),
+        "a [1]/3~*?.webp": encode(image, "WEBP"),
+        "a [1]/b/4.GIF": encode(image, "GIF"),
+        "고양이/5": encode(image.convert("CMYK"), "TIFF"),
+    }
+    junk = {".DS_Store": b"x", "a [1]/Thumbs.db": b"x", "__MACOSX/a [1]/._2.png": JPEG, "a [1]/.hidden.jpg": JPEG}
+    return photos, {**photos, **junk, "notes.txt": b"text", "a [1]/film.mp4": b"\0\0\0\x18ftypisom"}
+
+
+def test_pictures_are_predicted_alike_from_a_folder_a_zip_and_shards(infer, tmp_path, caplog):
+    photos, files = many_kinds()
+    write_folder(tmp_path / "in [1]", files)
+    write_zip(tmp_path / "in [1].zip", files)
+    caplog.set_level("INFO", logger="absl")
+    rows, _ = infer("in [1]")
+    assert "2 of 7 files are left out because they are no pictures, such as a [1]/film.mp4" in caplog.text
+    assert [row[0] for row in rows] == sorted(photos)
+    assert infer("in [1].zip")[0] == infer("*.zip")[0] == rows
+    convert_images_to_tfrecords.convert(str(tmp_path / "in [1]"), str(tmp_path / "shards"), 0, 10, 1)
+    from_shards = infer("shards/test-*")[0]
+    assert sorted(from_shards) == sorted([row[0].rpartition("/")[2], row[1]] for row in rows)
+    assert infer("in [[]1]/a*/*.png")[0] == [["2.png", dict(rows)["a [1]/2.png"]]]
+
+
+def test_folders_and_zips_with_bad_pictures(infer, tmp_path):
+    files = {"a/1.jpg": JPEG, "a/2.jpg": JPEG[:400], "a/3.jpg": JPEG}
+    folder, archive = write_folder(tmp_path / "in", files), write_zip(tmp_path / "in.zip", files)
+    for source in (folder, archive):
+        with pytest.raises(
+            UserError, match=f"^{source}/a/2.jpg: JPEG with a damaged header; fix or remove it, or pass"
+        ):
+            infer(source.name)
+        rows, listed = infer(source.name, "skip")
+        assert [row[0] for row in rows] == ["1.jpg", "3.jpg"]
+        assert listed == [[f"{source}/a/2.jpg", "0", "2.jpg", "JPEG with a damaged header"]]
+
+
+def test_folders_without_pictures(infer, tmp_path):
+    write_test_shards(tmp_path / "in [1]", ["a"])
+    write_folder(tmp_path / "texts", {"a.txt": b"text"})
+    write_zip(tmp_path / "in.zip", {"a.txt": b"text"})
+    (tmp_path / "no.zip").write_bytes(b"text")
+    for name, message in {
+        "in [1]": f"is a folder; write --input_data_pattern='{tmp_path}/in [1]/*'",
+        "texts": "has no picture in it; name pictures or shards",
+        "in.zip": "has no picture in it",
+        "no.zip": "is named .zip, but is no .zip; download it again",
+    }.items():
+        with pytest.raises(UserError) as error:
+            infer(name)
+        assert str(error.value).startswith(f"--input_data_pattern={tmp_path}/{name}: {message}")

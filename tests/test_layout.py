@@ -15,20 +15,13 @@ FLOORS = [
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns", "user_files"},
     {"files", "figures", "untracked", "average_precision_calculator"},
-    {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
-    {
-        "cvd_models",
-        "decoding",
-        "optimizers",
-        "photo_sources",
-        "photo_splits",
-        "sample_data",
-        "submission",
-        "eval_util",
-        "example_index",
-    },
+    {"archives", "config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
+    | {"mean_average_precision_calculator"},
+    {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
+    | {"eval_util", "example_index"},
     {"readers", "summaries", "metrics_log", "plan"},
-    {"classifier", "bad_examples", "distribution"},
+    {"classifier", "distribution", "picture_files"},
+    {"bad_examples"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
     {"checkpoints", "evaluation", "training_log", "trained_data"},
     {

@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import shlex
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from conftest import REPOSITORY, write_shards
 from photo_files import JPEG, write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
-from cats_vs_dogs import config
+from cats_vs_dogs import config, utils
 from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError
 
@@ -131,6 +132,18 @@ def run_printed(output, script, cwd, **environment):
     )
     assert shell.returncode == 0, command + shell.stderr
     return shell.stderr
+
+
+@pytest.mark.parametrize("path", ["~x/a", "$HOME/a", "--a", "a'b \"c", "고양이 [1]", "a\\b"])
+def test_a_command_reads_the_path_that_is_meant(path):
+    *_, argument = shlex.split(utils.command("eval.py", "run_once", train_dir=path))
+    meant = expand_path(argument.removeprefix("--train_dir="))
+    assert os.path.abspath(meant) == os.path.abspath(path)
+
+
+def test_a_wrong_default_from_the_environment(fails_in_one_line):
+    line = fails_in_one_line("export_model", env={"AIP_CHECKPOINT_DIR": "hdfs://host/x"})
+    assert line.startswith("error: --train_dir=hdfs://host/x: only paths on this machine and gs://")
 
 
 @pytest.mark.slow

@@ -102,10 +102,6 @@ def shards_of(pattern):
     return readers.Shards({path: tfrecords.scan(path).count for path in files_of(pattern)})
 
 
-def pictures_of(files):
-    return readers.Shards(dict.fromkeys(files, 1))
-
-
 def training_ids(shards, **kwargs):
     arguments = {"batch_size": 8, "seed": 5, "num_epochs": 3, "num_readers": 2, **kwargs}
     reader = readers.CatsVsDogsFeatureReader(image_size=4)
@@ -247,22 +243,3 @@ def test_a_reader_from_scratch(tmp_path):
 
     shards = shards_of(write_shards(tmp_path, num_examples=6))
     assert len(list(readers.make_dataset(MeanReader(), shards, batch_size=4))) == 2
-
-
-def test_plain_pictures(tmp_path):
-    reader = readers.CatsVsDogsTestFeatureReader(image_size=8)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "1.jpg").write_bytes(jpeg())
-    Image.new("RGBA", (9, 5), (255, 0, 0, 255)).save(tmp_path / "2.png")
-    Image.new("L", (9, 5), 128).save(tmp_path / "3.gif")
-    Image.new("RGB", (9, 5), (0, 0, 255)).save(tmp_path / "a" / "4.bmp")
-    files = files_of(str(tmp_path / "*.*"))
-    assert all(map(readers.is_picture, files))
-    assert ids_of(readers.make_picture_dataset(reader, pictures_of(files), 2)) == [["1.jpg", "2.png"], ["3.gif"]]
-    files.append(str(tmp_path / "a" / "4.bmp"))
-    batches = list(readers.make_picture_dataset(reader, pictures_of(files), 2))
-    assert list(batches[1][0].numpy()) == [b"3.gif", b"a/4.bmp"]
-    np.testing.assert_array_equal(batches[0][1][1], np.broadcast_to([255, 0, 0], (8, 8, 3)))
-    np.testing.assert_array_equal(batches[1][1][1], np.broadcast_to([0, 0, 255], (8, 8, 3)))
-    shard = files_of(write_shards(tmp_path / "shards", num_shards=1))[0]
-    assert not readers.is_picture(shard)

@@ -1,5 +1,6 @@
 """One model, whichever way it is rebuilt: training's evaluation, eval.py, inference.py and the export agree."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -10,11 +11,23 @@ import pytest
 import tensorflow as tf
 from conftest import DATA, make_config, write_shards
 
-from cats_vs_dogs import bad_examples, checkpoints, cvd_models, distribution, models, readers, train, train_dir
+from cats_vs_dogs import (
+    bad_examples,
+    checkpoints,
+    cvd_models,
+    distribution,
+    job,
+    models,
+    optimizers,
+    readers,
+    train,
+    train_dir,
+)
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluator
 from cats_vs_dogs.event_files import EventFile
 from cats_vs_dogs.prediction import Predictor
+from cats_vs_dogs.utils import UserError
 
 
 class DrawnModel(models.BaseModel):
@@ -151,3 +164,53 @@ def test_the_same_is_drawn_in_a_strategy_and_after_other_operations(shards, is_n
         other = Classifier(spec, is_new=is_new)
     other.copy_weights(expected)
     np.testing.assert_array_equal(other.probability(images), expected.probability(images))
+
+
+class UnseededModel(models.BaseModel):
+    """Draws what no seed reaches."""
+
+    def create_model(self, model_input, is_new, how):
+        drawn = {
+            "a generator without a seed": lambda: np.random.default_rng().normal(size=3),
+            "a scalar": lambda: random.SystemRandom().random(),
+            "a tensor": lambda: tf.random.Generator.from_non_deterministic_state().normal([3]),
+            "an order": lambda: np.random.default_rng().permutation(64).reshape(1, 64)[:, :3] * np.ones((4, 1), int),
+            "is_new": lambda: np.random.normal(size=4 if is_new else 3)[-3:],
+            "seeded": lambda: np.random.normal(size=3),
+            "a seed of its own": lambda: np.random.default_rng(3).normal(size=3),
+        }[how]()
+        net = keras.layers.GlobalAveragePooling2D()(model_input)
+        if how == "an order":
+            net = keras.layers.Lambda(lambda x: x * tf.reduce_mean(tf.cast(drawn, x.dtype), axis=0))(net)
+        else:
+            net = net * drawn
+        return {"predictions": keras.layers.Dense(1, "sigmoid")(net)}
+
+
+@pytest.mark.parametrize(
+    ("how", "is_refused"),
+    [
+        ("a generator without a seed", True),
+        ("a scalar", True),
+        ("a tensor", True),
+        ("an order", True),
+        ("is_new", True),
+        ("seeded", False),
+        ("a seed of its own", False),
+    ],
+)
+def test_constants_that_are_others_in_eval_are_refused_before_training(monkeypatch, how, is_refused):
+    monkeypatch.setattr(cvd_models, "UnseededModel", UnseededModel, raising=False)
+    settings = make_config(model="UnseededModel", model_params={"how": how}, image_size=4)
+    context = pytest.raises(UserError, match="UnseededModel: its constants are others each time it is built")
+    with context if is_refused else contextlib.nullcontext():
+        job.build(settings, optimizers.LearningRate(0.1, 4), is_new=True, any_size=False)
+
+
+@pytest.mark.parametrize("model", ["LogisticModel", "MoeModel", "ConvNetModel"])
+def test_the_models_of_the_kit_need_not_be_built_twice(monkeypatch, model):
+    built = []
+    original = models.build_model
+    monkeypatch.setattr(models, "build_model", lambda *args: built.append(args) or original(*args))
+    job.build(make_config(model=model), optimizers.LearningRate(0.1, 4), is_new=True, any_size=False)
+    assert len(built) == 1

@@ -1,6 +1,7 @@
 """Variables that Keras does not track are refused before the first step: they are neither trained nor saved."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -178,6 +179,7 @@ def test_a_variable_that_is_created_when_a_layer_is_called(monkeypatch, layer):
         lambda: keras.Sequential([layers.Dense(3), layers.Dropout(0.5), layers.BatchNormalization()]),
         lambda: layers.SpectralNormalization(layers.Dense(3)),
         lambda: hidden(lambda x: x * keras.random.normal([3], seed=1, dtype=x.dtype)),
+        lambda: layers.Lambda(lambda x: tf.where(x > 1e38, tf.constant([-np.inf, 0, np.nan], x.dtype), x)),
         lambda: layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 1.0, 1.0]),
     ],
 )
