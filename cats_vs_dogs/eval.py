@@ -148,6 +148,7 @@ def main() -> None:
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
     from cats_vs_dogs.event_files import EventFile
+    from cats_vs_dogs.open_reader import open_reader
     from cats_vs_dogs.prediction import Predictor
 
     logging.info("tensorflow version: %s", tf.__version__)
@@ -160,7 +161,7 @@ def main() -> None:
 
     eval_dir = train_dirs.eval_dir(train_dir)
     files.make_output_folder(eval_dir, "train_dir")
-    reader = readers.get_reader(True, spec.image_size, spec.resize_method)
+    reader = open_reader(True, spec.image_size, spec.resize_method)
     shards, about_data = open_data(train_dir, eval_data_pattern, reader, bad_examples_flag)
     files.check_not_input(mistakes_file, "mistakes_file", shards.files)
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))

@@ -51,10 +51,10 @@ class ModelExporter:
     def __init__(self, classifier: "Classifier"):
         import tensorflow as tf
 
-        from cats_vs_dogs import readers
+        from cats_vs_dogs.open_reader import open_reader
 
         spec = classifier.spec
-        reader = readers.get_reader(False, spec.image_size, spec.resize_method)
+        reader = open_reader(False, spec.image_size, spec.resize_method)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="example_bytes")])
         def predict(example_bytes):

@@ -224,16 +224,17 @@ def main() -> None:
     config.require_model(train_dir)
     utils.import_tensorflow()
     user_files.import_all()
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, trained_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
+    from cats_vs_dogs.open_reader import open_reader
     from cats_vs_dogs.prediction import Predictor
 
     spec = train_dirs.load_spec(train_dir)
     checkpoints.require_checkpoint(train_dir)  # Before the data is read.
     patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", _FLAG)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
-    reader = readers.get_reader(False, spec.image_size, spec.resize_method)
+    reader = open_reader(False, spec.image_size, spec.resize_method)
     with (
         files.atomic_write(output_file, "output_file") as output,
         open_input(patterns, reader, bad_examples_flag, submission_format, batch_size) as data,

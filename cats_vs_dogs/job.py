@@ -12,6 +12,7 @@ from cats_vs_dogs import (
     bad_examples,
     checkpoints,
     example_index,
+    open_reader,
     optimizers,
     readers,
     sample_data,
@@ -73,8 +74,10 @@ def look(settings: Config, cluster: Cluster) -> Job:
     is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
     settings = settings if is_new else with_stored_seed(settings, cluster)
     data = settings.data
-    reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
+    reading = (settings.model.image_size, settings.model.resize_method)
+    reader = open_reader.open_reader(True, *reading)
     shards, eval_shards = open_data(settings, cluster.is_chief, reader)
+    open_reader.check(shards, *reading)
     trained_on = eval_trained_on = None
     if cluster.is_chief:
         trained_on = trained_data.keys_of_run(settings.train_dir, shards, is_resumed=has_model)

@@ -4,8 +4,10 @@ Records are shuffled while they are still JPEG bytes, and pictures stay uint8 un
 fraction of the memory of float32 pixels.
 """
 
+import copy
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import os
@@ -63,12 +65,15 @@ class BaseReader:
     def prepare_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Turns a batch of serialized records into ids, images and labels.
 
+        Training, evaluation, inference and export all call it. Records without a label get one before the call, and
+        their labels are left out after it.
+
         Args:
             serialized_examples: string [batch].
 
         Returns:
-            ids, string [batch]; images, float32 [batch, size, size, 3] in [-1, 1]; and, if records have labels, labels,
-            int32 [batch, 1], 1 = dog.
+            ids, string [batch]; images, float32 [batch, size, size, 3] in [-1, 1], where size is --image_size; and
+            labels, int32 [batch, 1], 1 = dog.
         """
         raise NotImplementedError
 
@@ -87,8 +92,24 @@ class CatsVsDogsTestFeatureReader(BaseReader):
         self.image_size = image_size
         self.resize_method = resize_method
 
-    def prepare_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        ids, images, *labels = self.decode_serialized_examples(serialized_examples)
+    def prepare_serialized_examples(
+        self,
+        serialized_examples: tf.Tensor,
+        width: int | None = None,
+        height: int | None = None,
+        channels: int = 3,
+    ) -> tuple[tf.Tensor, ...]:
+        """See `BaseReader`. `width`, `height` and `channels` are the arguments of 2017.
+
+        Raises:
+            ValueError: if the images would not be squares with three channels.
+        """
+        width, height = width or height or self.image_size, height or width or self.image_size
+        if width != height or channels != 3:
+            raise ValueError(f"width={width}, height={height}, channels={channels}: images are squares with 3 channels")
+        reader = copy.copy(self)
+        reader.image_size = width
+        ids, images, *labels = reader.decode_serialized_examples(serialized_examples)
         return ids, scale_images(images), *labels
 
     def decode_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -128,10 +149,10 @@ class CatsVsDogsFeatureReader(CatsVsDogsTestFeatureReader):
 
 
 def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseReader:
-    """Returns the reader that all scripts use. To use a reader of your own, return it here.
+    """Returns the reader that all scripts use. To use a reader of your own, return it here, whatever `is_labelled` is.
 
     Args:
-        is_labelled: whether the records have labels (training, evaluation) or not (inference, export).
+        is_labelled: whether labels are needed (training, evaluation) or not (inference, export).
         image_size: height and width of the images, pixels.
         resize_method: see `decoding.decode_and_resize`.
     """
@@ -140,10 +161,17 @@ def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseRe
 
 
 def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """Returns the reader's function for a batch of records: the one that keeps uint8, unless a subclass has its own."""
+    """Returns the reader's function for a batch of records: the one that keeps uint8, unless a subclass has its own.
+
+    If that has parameters `width` and `height`, as in 2017, they are the reader's image size.
+    """
+    prepare = reader.prepare_serialized_examples
     if type(reader).prepare_serialized_examples is CatsVsDogsTestFeatureReader.prepare_serialized_examples:
         return reader.decode_serialized_examples
-    return reader.prepare_serialized_examples
+    names = {"width", "height"} & set(inspect.signature(prepare).parameters)
+    if names and hasattr(reader, "image_size"):
+        return functools.partial(prepare, **dict.fromkeys(names, reader.image_size))
+    return prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +230,12 @@ def make_dataset(reader: BaseReader, shards: Shards, batch_size: int) -> tf.data
     """
     records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
     return map_batches(records.batch(batch_size), prepare_function(reader))
+
+
+def first_record(shards: Shards) -> tf.Tensor:
+    """Returns the first record that is read, string [1]."""
+    records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
+    return next(iter(records.batch(1)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ FLOORS = [
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
     {"readers", "summaries", "metrics_log", "plan"},
-    {"classifier", "distribution", "picture_files"},
+    {"classifier", "distribution", "open_reader", "picture_files"},
     {"bad_examples"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
     {"checkpoints", "evaluation", "training_log", "trained_data"},
