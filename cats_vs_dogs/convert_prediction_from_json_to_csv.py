@@ -11,6 +11,8 @@ model has one output:
 """
 
 import base64
+import csv
+import io
 import itertools
 import json
 import os
@@ -25,7 +27,7 @@ import numpy as np
 from absl import flags, logging
 
 from cats_vs_dogs import files, submission, utils
-from cats_vs_dogs.labels import CAT, DOG
+from cats_vs_dogs.labels import CAT, DOG, is_dog
 from cats_vs_dogs.path_flags import define_path
 
 FLAGS = flags.FLAGS
@@ -65,6 +67,7 @@ def main() -> None:
         utils.import_tensorflow()
     num_rows = convert(pattern, output_file, FLAGS.output_column, FLAGS.submission)
     logging.info("%d predictions written to %s", num_rows, output_file)
+    logging.info("done")
 
 
 def convert(
@@ -84,8 +87,11 @@ def convert(
     Raises:
         UserError: if a line cannot be read, an id is used twice, or no file holds a prediction.
     """
+    logging.info("Looking for prediction files with pattern: %s", pattern)
     paths = _without_statistics(files.list_files(pattern, "json_prediction_files_pattern"), pattern)
+    logging.info("Found files: %s", paths)
     files.check_not_input(csv_output_file, "csv_output_file", paths)
+    logging.info("Writing submission file to: %s", csv_output_file)
     with files.atomic_write(csv_output_file, "csv_output_file") as output:
         writer = submission.Writer(output, output_column, submission_format)
         predictions = read_predictions(paths, submission_format)
@@ -99,6 +105,26 @@ def convert(
                 "check that the batch prediction succeeded"
             )
     return writer.num_rows
+
+
+def get_csv_header() -> str:
+    """Returns the first line of the CSV."""
+    return "Id,Category\n"
+
+
+def to_csv_row(json_data: dict[str, Any]) -> str:
+    """Returns the line of the CSV for a line of JSON.
+
+    Args:
+        json_data: the line, read as JSON; the module docstring shows its formats.
+
+    Raises:
+        ValueError: if it is in no such format; says why.
+    """
+    image_id, probability = _parse_row(json_data)
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow((image_id, int(is_dog(probability))))
+    return row.getvalue()
 
 
 def _without_statistics(paths: list[str], pattern: str) -> list[str]:
@@ -129,6 +155,7 @@ def read_predictions(paths: Iterable[str], submission_format: str = "2017") -> I
     """
     first_places: dict[str | int, tuple[str, submission.Place]] = {}
     for path in paths:
+        logging.info("processing file: %s", path)
         for number, line in enumerate(_read_lines(path), start=1):
             if not line.strip():
                 continue
@@ -182,6 +209,11 @@ def parse_line(line: bytes | str) -> tuple[str, float]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); {_LINES_ADVICE}") from error
+    return _parse_row(row)
+
+
+def _parse_row(row: Any) -> tuple[str, float]:
+    """Does the same as `parse_line` for a line that has been read as JSON."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}; {_LINES_ADVICE}")
     if "error" in row:

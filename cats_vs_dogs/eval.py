@@ -21,6 +21,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import config, files, user_files, utils
 from cats_vs_dogs.path_flags import define_path
+from cats_vs_dogs.utils import find_class_by_name  # noqa: F401 - It was here in 2017.
 
 if TYPE_CHECKING:
     from cats_vs_dogs import readers
@@ -97,6 +98,8 @@ def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
     from cats_vs_dogs import checkpoints
 
     seen = evaluated = None
+    if checkpoints.newest_checkpoint(train_dir) is None:
+        logging.info("No checkpoint file found. Waiting for one in %s.", train_dir)
     while True:
         newest = checkpoints.newest_checkpoint(train_dir)
         if newest == seen:
@@ -105,9 +108,12 @@ def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
         seen = newest
         logging.info("Loading checkpoint for eval: %s", newest)
         restored = checkpoints.restore_newest(classifier, train_dir)
-        if restored != evaluated:  # Otherwise the newest one cannot be read.
-            evaluated = restored
-            yield checkpoints.step_of(restored)
+        if restored == evaluated:  # The newest one cannot be read.
+            step = checkpoints.step_of(restored)
+            logging.info("skip this checkpoint global_step_val=%s (same as the previous one).", step)
+            continue
+        evaluated = restored
+        yield checkpoints.step_of(restored)
 
 
 def open_data(
@@ -177,10 +183,16 @@ def main() -> None:
     explain_errors = functools.partial(bad_examples.explain_read_errors, reader, shards)
     predictor = Predictor(classifier, cluster, batches, shards.num_examples)
     evaluator = Evaluator(predictor, flip_average, shows_batches=True, explain_errors=explain_errors)
+    logging.info("built evaluation graph")
+    has_graph = False
     for step in new_checkpoints(classifier, train_dir):
+        logging.info("enter eval_once loop global_step_val = %s. ", step)
         if not events.exists():  # A train.py --start_new_model deleted it.
-            events = EventFile(eval_dir)
+            events, has_graph = EventFile(eval_dir), False
         with files.explain_write_errors(eval_dir, "train_dir"):
+            if not has_graph:
+                events.graph(predictor.graph, step)
+                has_graph = True
             evaluation = evaluator.evaluate(step, events)
             evaluation.write_pictures(events)
             events.flush()

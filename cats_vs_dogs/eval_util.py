@@ -1,11 +1,20 @@
 """Metrics of predictions, computed with numpy."""
 
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from cats_vs_dogs.average_precision_calculator import AveragePrecisionCalculator
 from cats_vs_dogs.labels import CAT, CLASS_NAMES, DOG, is_dog
 from cats_vs_dogs.mean_average_precision_calculator import MeanAveragePrecisionCalculator
 from cats_vs_dogs.utils import UserError
+
+
+def flatten(l: Iterable[Iterable[Any]]) -> list[Any]:  # noqa: E741 - The name of 2017.
+    """Returns the items of lists in one list."""
+    return list(itertools.chain.from_iterable(l))
 
 
 def calculate_hit_at_one(predictions: np.ndarray, actuals: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from cats_vs_dogs.prediction import Predictor
 
 _TOP_K = 2
 _NUM_WORST = 10  # Mistakes that the table shows.
+_NUM_IN_HISTOGRAM = 64  # Pictures whose pixels the histogram counts, so that it costs less than a batch.
 
 # A mistake: its id, its label (1 = dog), its probability of a dog.
 Mistake = tuple[bytes, int, float]
@@ -30,16 +31,25 @@ class Evaluation:
         mistakes: all of them, the most confident first.
     """
 
-    def __init__(self, step: int, flip_average: bool, accumulated: eval_util.EvaluationMetrics, photos: Photos):
+    def __init__(
+        self,
+        step: int,
+        flip_average: bool,
+        accumulated: eval_util.EvaluationMetrics,
+        photos: Photos,
+        first_images: np.ndarray,
+    ):
         self.metrics = {"step": step, **accumulated.get(), "flip_average": flip_average}
         self.mistakes: list[Mistake] = accumulated.mistakes()
         self._examples = accumulated.examples()
         self._photos = photos
+        self._first_images = first_images
 
     def write_scalars(self, events: EventFile) -> None:
         """Logs the metrics and writes everything but the pictures, which are larger than all the rest."""
         metrics_log.record_evaluation(events, self.metrics)
         summaries.write_curves(events, self.metrics["step"], *self._examples)
+        summaries.write_histograms(events, self.metrics["step"], self._first_images, self._examples[0])
         for name in CLASS_NAMES:
             if sum(self.metrics["confusion"][f"{name}s_as_{other}s"] for other in CLASS_NAMES) == 0:
                 logging.warning("there is no %s among the examples, so the metrics say little", name)
@@ -94,6 +104,7 @@ class Evaluator:
             UserError: if the loss's probability() returns values that are not probabilities.
         """
         accumulated, photos = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K), Photos()
+        first_images = None
         clock = time.monotonic()
         total = self._predictor.num_examples
         shown = terminal.progress_bar(total, " pictures", "evaluating", self._shows_batches)
@@ -101,6 +112,8 @@ class Evaluator:
             for batch in self._predictor.run(progress):
                 if should_stop():
                     return None
+                if first_images is None:
+                    first_images = batch.images[:_NUM_IN_HISTOGRAM].numpy()
                 row = accumulated.accumulate(batch.probabilities, batch.labels, batch.loss, batch.ids)
                 photos.add(batch.ids, batch.images, batch.labels, batch.probabilities)
                 clock, seconds = time.monotonic(), time.monotonic() - clock
@@ -109,7 +122,9 @@ class Evaluator:
                     metrics_log.write_scalars(events, step, row, metrics_log.BATCH_TAGS)
                     if progress.disable:
                         metrics_log.log_batch({"step": step, "num_examples": accumulated.num_examples, **row})
-        evaluation = Evaluation(step, self._flip_average, accumulated, photos)
+        if self._shows_batches:
+            logging.info("Done with batched inference. Now calculating global performance metrics.")
+        evaluation = Evaluation(step, self._flip_average, accumulated, photos, first_images)
         evaluation.write_scalars(events)
         return evaluation
 

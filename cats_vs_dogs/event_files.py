@@ -98,6 +98,13 @@ class EventFile:
         tensor = [str(width).encode(), str(height).encode(), encoded]
         self.write(tag, tensor, step, image_metadata.create_summary_metadata(None, None))
 
+    def graph(self, graph: tf.Graph, step: int) -> None:
+        """Writes a graph, for the tab Graphs. It holds no weights."""
+        if self._writer is None:
+            self._open()
+        graph_def = graph.as_graph_def().SerializeToString()
+        self._write_event(Event(wall_time=time.time(), step=step, graph_def=graph_def))
+
     def flush(self) -> None:
         """Brings all written events to the file; on an object store this uploads them."""
         if self._writer is not None:

@@ -40,6 +40,9 @@ class Predictor:
         cluster: the devices to predict on.
         batches: ids, images and, for labelled examples, labels.
         num_examples: number of examples, for the progress bar. None: unknown.
+
+    Attributes:
+        graph: the TensorFlow graph that predicts a batch.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class Predictor:
         spec = batches.element_spec[1:]
         function = classifier.evaluate_batch if len(spec) > 1 else classifier.probability
         predict = tf.function(function, input_signature=spec)
-        predict.get_concrete_function()  # Builds the graph now, so that the first batch is not slower.
+        # Builds the graph now, so that the first batch is not slower.
+        self.graph = predict.get_concrete_function().graph
         self._predict = cluster.on_all_devices(predict)
 
     def run(self, progress: tqdm) -> Iterator[PredictedBatch]:

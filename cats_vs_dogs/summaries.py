@@ -56,7 +56,7 @@ def write_weights(events: EventFile, step: int, weights: Mapping[str, np.ndarray
         events.histogram(path, np.asarray(values), step)
 
 
-def write_input(events: EventFile, step: int, images: Sequence[np.ndarray]) -> None:
+def write_input(events: EventFile, step: int, images: Sequence[np.ndarray], tag: str = "model/input_raw") -> None:
     """Writes a histogram of the pixels of a batch, in the range [-1, 1] that models take.
 
     Args:
@@ -64,8 +64,8 @@ def write_input(events: EventFile, step: int, images: Sequence[np.ndarray]) -> N
         step: the training step.
         images: the pictures of each replica, [batch, size, size, 3] as the reader made them: uint8, or float32 in
             [-1, 1]. They are read in slices, so no copy of the batch is made.
+        tag: the name that TensorBoard shows.
     """
-    tag = "model/input_raw"
     if images[0].dtype != np.uint8:
         events.histogram(tag, images, step)
         return
@@ -120,6 +120,19 @@ def write_curves(events: EventFile, step: int, probabilities: np.ndarray, labels
     events.write(
         "pr_curve", curve, step, metadata.create_summary_metadata("precision and recall", about, curve.shape[1])
     )
+
+
+def write_histograms(events: EventFile, step: int, images: np.ndarray, probabilities: np.ndarray) -> None:
+    """Writes the histograms that evaluations had in 2017.
+
+    Args:
+        events: where to write.
+        step: the training step.
+        images: [n, size, size, 3], the first ones, as the reader made them; see `write_input`.
+        probabilities: [n, 1], probability of a dog, of all examples.
+    """
+    write_input(events, step, [images], "model_input_raw")
+    events.histogram("model_activations", probabilities, step)
 
 
 def write_drawings(

@@ -40,7 +40,8 @@ from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job, look
-from cats_vs_dogs.trainer import Profiler, StepOutputs
+from cats_vs_dogs.readers import get_reader  # noqa: F401 - It was here in 2017.
+from cats_vs_dogs.trainer import Profiler, StepOutputs, Trainer  # noqa: F401 - Trainer was here in 2017.
 from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
 from cats_vs_dogs.training_log import TrainingLog
 from cats_vs_dogs.training_tools import (
@@ -52,6 +53,7 @@ from cats_vs_dogs.training_tools import (
     make_evaluation,
     make_trainer,
 )
+from cats_vs_dogs.utils import find_class_by_name  # noqa: F401 - It was here in 2017.
 
 
 def main() -> None:
@@ -119,6 +121,8 @@ def prepare(job: Job) -> None:
     folder, cluster = job.settings.train_dir, job.cluster
     if job.settings.start_new_model and cluster.is_chief:
         logging.info("Flag 'start_new_model' is set. Building a new model.")
+        if job.has_model:
+            logging.info("Removing existing train directory.")
         train_dir.delete_model(folder)
     cluster.sync()  # The chief has deleted it.
     restored = job.state.restore()
@@ -225,6 +229,9 @@ def loop(job: Job, tools: Tools) -> bool:
     """
     plan, state, step = job.plan, job.state, job.state.step
     is_stopped, is_done = finish_last_step(job, tools)
+    has_steps = not is_done and not is_stopped
+    if has_steps:
+        logging.info("Entering training loop.")
     while not is_done and not is_stopped:
         tools.profiler.update(step)
         tools.saver.is_due()  # If so, the steps are interrupted after the first.
@@ -236,6 +243,10 @@ def loop(job: Job, tools: Tools) -> bool:
         with files.explain_write_errors(job.settings.train_dir, "train_dir"):
             is_stopped, is_done = write(job, tools, step, outputs)
     job.cluster.sync()  # The chief has written everything.
+    if has_steps:
+        if step >= plan.total_steps and plan.last_step_flag == "--num_epochs":
+            logging.info("Done training -- epoch limit reached.")
+        logging.info("Exited training loop.")
     return is_stopped
 
 

@@ -23,6 +23,13 @@ from typing import Any
 from absl import app, flags, logging
 
 from cats_vs_dogs import flag_names
+from cats_vs_dogs.functions_of_2017 import (  # noqa: F401 - utils.py had them in 2017.
+    Dequantize,
+    MakeSummary,
+    clip_gradient_norms,
+    combine_gradients,
+    find_class_by_name,
+)
 
 TRAIN_DIR = "/tmp/cvd_model/"
 
