@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from cats_vs_dogs.files import explain_error, is_remote
+from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError, suggest
 
 
@@ -130,7 +131,11 @@ def load_weights(name: str, backbone: keras.Model, weights: str) -> None:
     if weights == "imagenet":
         source = _download(name, backbone.input_shape[1:])
     else:
-        source = _read_file(name, weights, backbone.input_shape[1:])
+        try:
+            path = expand_path(str(weights))
+        except ValueError as error:
+            raise UserError(f"--model_params: weights={weights}: {error}") from error
+        source = _read_file(name, path, backbone.input_shape[1:])
     for target, value in zip(_loadable(backbone), _loadable(source), strict=False):  # A top comes last and is unused.
         target.assign(value)
 

@@ -1,6 +1,8 @@
 """Records and pictures that cannot be read: names the first one, or lists all of them and leaves them out."""
 
 import contextlib
+import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import decoding, files, readers, submission, terminal, tfrecords
+from cats_vs_dogs import decoding, example_index, files, readers, submission, terminal, tfrecords
 from cats_vs_dogs.readers import BaseReader, CatsVsDogsTestFeatureReader, Shards
 from cats_vs_dogs.utils import UserError
 
@@ -26,57 +28,97 @@ _READ_ERRORS = (
 )
 
 
-def open_shards(pattern: str, flag: str, reader: BaseReader, bad_examples: str, unique_ids: bool = False) -> Shards:
+def open_shards(
+    pattern: str | Sequence[str],
+    flag: str,
+    reader: BaseReader,
+    bad_examples: str,
+    submission_format: str = "",
+    with_index: bool = False,
+) -> Shards:
     """Finds shards, counts their records and looks for bad records. Writes nothing.
 
     Args:
-        pattern: file glob.
+        pattern: one file glob, or several.
         flag: the flag that named it, for messages.
         reader: how to read a record.
         bad_examples: "fail": checks only the very first record, to notice shards of the wrong kind at once. "skip":
             checks all records and leaves out the bad ones, and all records after damage in a file.
-        unique_ids: with "skip", whether a record is also bad if it has no id, or the id of an earlier record.
+        submission_format: with "skip", a record is also bad if a CSV of this format, one of submission.FORMATS, cannot
+            have its id. "": the id does not matter.
+        with_index: whether to check the labels, and to return labels and pictures as `Shards.index`.
 
     Returns:
         The shards.
 
     Raises:
-        UserError: if nothing matches, a file cannot be opened, or more than half of the records are bad; with "fail",
-            if the length fields of a file show damage, or the first record is bad.
+        UserError: if nothing matches, a file cannot be opened, labels are of other classes than cat and dog, or more
+            than half of the records are bad; with "fail", if the length fields of a file show damage, or the first
+            record is bad.
     """
-    scanned = {path: tfrecords.scan(path) for path in files.list_files(pattern, flag)}
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    paths = [path for one in patterns for path in files.list_files(one, flag)]
+    scanned, index = _scan(paths, reader, with_index, reads_all=bad_examples == "skip")
     num_bytes = sum(scan.size for scan in scanned.values() if scan.count)
     if bad_examples == "fail":
         for path, scan in scanned.items():
             if scan.damage:
                 raise UserError(f"{path}: {scan.damage}")
-        shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes)
+    if index:
+        example_index.check_labels(index, f"--{flag}={','.join(patterns)}")
+    if bad_examples == "fail":
+        shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes, index=index)
         with explain_read_errors(reader, shards):
             next(iter(readers.make_dataset(reader, shards, batch_size=1)))
         return shards
     readable = {path: scan.count for path, scan in scanned.items() if scan.count}
     bad_list = [(path, scan.count, "", scan.damage) for path, scan in scanned.items() if scan.damage]
-    bad_list = sorted([*bad_list, *find_bad_examples(reader, readable, unique_ids)])
+    bad_list = sorted([*bad_list, *find_bad_examples(reader, readable, submission_format)])
     records = {path: count + bool(scanned[path].damage) for path, count in readable.items()}
-    return _unless_most_are_bad(Shards(records, bad_list, num_bytes))
+    shards = _unless_most_are_bad(Shards(records, bad_list, num_bytes))
+    return dataclasses.replace(shards, index=index.without(shards.bad) if index else None)
 
 
-def open_pictures(paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str) -> Shards:
+def _scan(
+    paths: Sequence[str], reader: BaseReader, with_index: bool, reads_all: bool
+) -> tuple[dict[str, tfrecords.Scan], example_index.ExampleIndex | None]:
+    """Scans files; if there is to be an index, reads all their examples, or of large data the first ones."""
+    has_labels = readers.reads_labels(reader)
+    if not with_index:
+        return {path: tfrecords.scan(path) for path in paths}, None
+    if not reads_all and not example_index.is_small(paths):
+        return {path: tfrecords.scan(path) for path in paths}, example_index.read_first(paths, has_labels)
+    scanned: dict[str, tfrecords.Scan] = {}
+    examples: dict[str, list[example_index.Example]] = {path: [] for path in paths}
+    num_bytes, limit = 0, math.inf if reads_all else example_index.MAX_BYTES
+    for path in paths:
+        scanned[path] = tfrecords.scan(path, example_index.adder(examples[path]) if num_bytes <= limit else None)
+        num_bytes += scanned[path].size
+    return scanned, example_index.ExampleIndex(examples, num_bytes <= limit, has_labels)
+
+
+def open_pictures(
+    paths: Sequence[str], reader: CatsVsDogsTestFeatureReader, bad_examples: str, submission_format: str = "2017"
+) -> Shards:
     """Does the same as `open_shards` for plain picture files: each counts as a file with one record.
 
     Args:
         paths: paths of the files.
         reader: how to decode a picture.
-        bad_examples: "fail": checks none. "skip": checks all and leaves out the bad ones.
+        bad_examples: "fail": checks only the ids. "skip": checks all and leaves out the bad ones.
+        submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
 
     Returns:
         The picture files.
 
     Raises:
-        UserError: if more than half of them are bad.
+        UserError: if more than half of them are bad; with "fail", if an id is bad.
     """
-    bad_list = list(find_bad_pictures(reader, paths)) if bad_examples == "skip" else []
-    return _unless_most_are_bad(Shards(dict.fromkeys(paths, 1), bad_list))
+    bad_list = list(find_bad_pictures(reader, paths, submission_format)) if bad_examples == "skip" else []
+    pictures = _unless_most_are_bad(Shards(dict.fromkeys(paths, 1), bad_list))
+    if bad_examples == "fail":  # The ids are known before the first picture is predicted.
+        make_id_check(pictures, submission_format)(readers.picture_ids(paths).values())
+    return pictures
 
 
 def _unless_most_are_bad(shards: Shards) -> Shards:
@@ -115,17 +157,17 @@ def write_bad_examples(shards: Shards, csv_path: str) -> None:
     logging.warning("%d of %d records cannot be read and are skipped; %s lists them", num_bad, num_all, csv_path)
 
 
-def find_bad_examples(reader: BaseReader, records: dict[str, int], unique_ids: bool = False) -> Iterator[BadExample]:
+def find_bad_examples(reader: BaseReader, records: dict[str, int], submission_format: str = "") -> Iterator[BadExample]:
     """Reads all records and yields those that the reader cannot read, file by file.
 
     Args:
         reader: how to read a record.
         records: the number of records to read in each file, by path.
-        unique_ids: whether a record is also bad if it has no id, or the id of an earlier record.
+        submission_format: see `open_shards`.
     """
     # Built once, not for each file.
     prepare = tf.function(readers.prepare_function(reader), input_signature=[tf.TensorSpec([1], tf.string)])
-    first_places: dict[str, submission.Place] = {}
+    first_places: dict[str | int, tuple[str, submission.Place]] = {}
     with terminal.progress_bar(sum(records.values()), " records", "checking") as progress:
         for path, count in records.items():
             items = tf.data.TFRecordDataset(path, buffer_size=2**18)
@@ -138,9 +180,9 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], unique_ids: b
                     break
                 if isinstance(outcome, Exception):
                     reasons[number] = describe_error(outcome)
-                elif unique_ids:
+                elif submission_format:
                     example_id = submission.id_text(outcome[0])
-                    reason = submission.id_problem(example_id, (path, number), first_places)
+                    reason = submission.id_problem(example_id, (path, number), first_places, submission_format)
                     if reason:
                         reasons[number] = reason
             yield from _with_ids(items, path, reasons)
@@ -178,19 +220,19 @@ def id_of(record: bytes) -> str:
     return ""
 
 
-def make_id_check(shards: Shards) -> Callable[[Iterable[str]], None]:
+def make_id_check(shards: Shards, submission_format: str = "2017") -> Callable[[Iterable[str]], None]:
     """Returns a function that checks the ids of one batch after another, in order.
 
     Args:
         shards: the files that the batches are read from.
+        submission_format: one of submission.FORMATS.
 
     Raises:
-        UserError: the function does, if an id is missing, came before or has a line break. It names the shard, the
-            record number and the id.
+        UserError: the function does, if the CSV cannot have an id. It names the shard, the record number and the id.
     """
     bad_places = {bad[:2] for bad in shards.bad_list}
     all_places = ((path, number) for path, count in shards.records.items() for number in range(count))
-    id_check = submission.IdCheck(place for place in all_places if place not in bad_places)
+    id_check = submission.IdCheck((place for place in all_places if place not in bad_places), submission_format)
 
     def check(example_ids: Iterable[str]) -> None:
         for (path, number), example_id, reason in id_check.problems(example_ids):
@@ -277,9 +319,12 @@ def explain_picture_errors(reader: CatsVsDogsTestFeatureReader, pictures: Shards
         ) from None
 
 
-def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, paths: Sequence[str]) -> Iterator[BadExample]:
-    """Yields the picture files that cannot be decoded."""
+def find_bad_pictures(
+    reader: CatsVsDogsTestFeatureReader, paths: Sequence[str], submission_format: str = ""
+) -> Iterator[BadExample]:
+    """Yields the picture files that cannot be decoded, or have an id that a CSV of the format cannot have."""
     ids = readers.picture_ids(paths)
+    first_places: dict[str | int, tuple[str, submission.Place]] = {}
     items = tf.data.Dataset.from_tensor_slices(list(paths))
 
     def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -288,5 +333,10 @@ def find_bad_pictures(reader: CatsVsDogsTestFeatureReader, paths: Sequence[str])
     with terminal.progress_bar(len(paths), " pictures", "checking") as progress:
         for path, outcome in zip(paths, _outcomes(items, len(paths), decode), strict=True):
             progress.update()
+            reason = ""
             if isinstance(outcome, Exception):
-                yield path, 0, ids[path], describe_error(outcome)
+                reason = describe_error(outcome)
+            elif submission_format:
+                reason = submission.id_problem(ids[path], (path, 0), first_places, submission_format)
+            if reason:
+                yield path, 0, ids[path], reason

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -157,6 +158,10 @@ def check_model(model_dir: str) -> None:
     """
     advice = "name an export of the kit, such as /tmp/cvd_model/export/step_45, or make one with export_model.py"
     path = os.path.join(model_dir, "saved_model.pb")
+    exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
+    if exports:  # It is a train_dir.
+        newest = max(exports, key=lambda export: int(export.rpartition("_")[2]))
+        advice = f"write --model_dir={shlex.quote(newest)}"
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             model = saved_model_pb2.SavedModel.FromString(file.read())
@@ -230,7 +235,8 @@ class SavedModelHandler(ModelHandler[Record, tuple[int, Outcome], Any]):
 
     def load_model(self) -> Any:
         """Returns the loaded SavedModel."""
-        return tf.saved_model.load(self._model_dir)
+        with files.plain_path(self._model_dir) as path:
+            return tf.saved_model.load(path)
 
     def run_inference(
         self, batch: Sequence[Record], model: Any, inference_args: dict[str, Any] | None = None

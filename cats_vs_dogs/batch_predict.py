@@ -25,7 +25,6 @@ if __package__ in (None, ""):  # Run as a file: import the package beside this f
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import contextlib
-import difflib
 import io
 import logging as python_logging
 from collections.abc import Sequence
@@ -33,7 +32,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import files, utils
+from cats_vs_dogs import files, flag_names, utils
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -43,14 +43,14 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "model_dir",
         "",
         "The SavedModel to predict with, such as /tmp/cvd_model/export/step_45, local or gs://.",
         module_name="model",
     )
-    flags.DEFINE_string("input_data_pattern", "", "File glob for shards, local or gs://.", module_name="data")
-    flags.DEFINE_string(
+    define_path("input_data_pattern", "", "File glob for shards, local or gs://.", module_name="data")
+    define_path(
         "output_path",
         "",
         "The folder for the results, local or gs://. It is made if it is missing.",
@@ -134,10 +134,11 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
         return options  # A cluster's runner may have flags that are not known here.
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
-        # `utils.suggest` would list all of Beam's flags, about 300.
-        nearest = difflib.get_close_matches(name, [*other_flags, *names], n=1)
-        hint = f"; did you mean --{nearest[0]}?" if nearest else "; write --name=value, and put quotes around patterns"
-        raise utils.UserError(f"{unknown[0]}: no flag of this script or of Beam{hint} (--help lists this script's)")
+        available = [*other_flags, *names]  # `utils.suggest` would list all of Beam's flags, about 300.
+        is_word = not unknown[0].startswith("-")
+        hint = flag_names.explain_words(unknown, other_flags) if is_word else ""
+        hint = hint or flag_names.explain_unknown_flag(name, available) or "write --name=value"
+        raise utils.UserError(f"{unknown[0]}: no flag of this script or of Beam; {hint} (--help lists this script's)")
     # This job has no triggers. The option keeps DirectRunner from passing the job to PrismRunner, a program that it
     # would download and that ignores --direct_num_workers.
     options.view_as(TypeOptions).allow_unsafe_triggers = True

@@ -67,7 +67,7 @@ def restore_classifier(classifier: Classifier, checkpoint_path: str) -> None:
         UserError: if the checkpoint cannot be read or belongs to another model.
     """
     _check_fits(classifier, checkpoint_path)
-    with _explain_damage(checkpoint_path), _plain_path(checkpoint_path) as path:
+    with _explain_damage(checkpoint_path), files.plain_path(checkpoint_path) as path:
         checkpoint = tf.train.Checkpoint(weights=_values(classifier.model.weights))
         checkpoint.read(path).expect_partial()
 
@@ -185,7 +185,7 @@ class TrainState:
                 f"{path}: was made with {num_seeds} random layers, such as dropout; {self._classifier.spec.model} now "
                 f"has {len(self._classifier.model.seed_states)}; {_UNDO}"
             )
-        with _explain_damage(path), _plain_path(path) as plain_path:
+        with _explain_damage(path), files.plain_path(path) as plain_path:
             self._checkpoint.read(plain_path).assert_existing_objects_matched()
 
     def save(self) -> str:
@@ -265,19 +265,6 @@ class _DamageError(UserError):
 
 
 @contextlib.contextmanager
-def _plain_path(path: str) -> Iterator[str]:
-    """Yields a path of a checkpoint without `[`, `*`, `?` or a backslash: TensorFlow takes the path for a pattern."""
-    if files.is_remote(path) or not re.search(r"[\[*?\\]", path):
-        yield path
-        return
-    folder, name = os.path.split(os.path.abspath(path))
-    with tempfile.TemporaryDirectory() as place:
-        link = os.path.join(place, "link")
-        os.symlink(folder, link)
-        yield os.path.join(link, name)
-
-
-@contextlib.contextmanager
 def _explain_damage(checkpoint_path: str) -> Iterator[None]:
     """Turns whatever TensorFlow raises about a damaged checkpoint into one line."""
     try:
@@ -313,7 +300,7 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[
     Raises:
         UserError: if it has others, or cannot be read.
     """
-    with _explain_damage(checkpoint_path), _plain_path(checkpoint_path) as path:
+    with _explain_damage(checkpoint_path), files.plain_path(checkpoint_path) as path:
         shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     weights = classifier.model.weights
     found = [shapes.get(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i in range(len(weights))]

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from cats_vs_dogs import files, utils
+from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 AUGMENTATIONS = ("none", "flip", "flip_crop", "flip_crop_colour")
@@ -41,6 +43,7 @@ WITHOUT_EFFECT = frozenset(
         "train_dir",
         "train_data_pattern",  # The shards themselves are compared.
         "eval_data_pattern",
+        "allow_one_class",
         "early_stop_evals",
         "start_new_model",
         "cache",
@@ -85,6 +88,7 @@ class DataConfig:
     augment: str
     first_image_size: int
     bad_examples: str
+    allow_one_class: bool
     cache: str
 
 
@@ -161,10 +165,15 @@ def require_model(train_dir: str) -> None:
     Raises:
         UserError: if it does not.
     """
-    if not files.is_remote(train_dir) and not os.path.exists(model_flags_path(train_dir)):
-        raise utils.UserError(
-            f"--train_dir={train_dir}: holds no model (no model_flags.json); train one with train.py first"
-        )
+    if files.is_remote(train_dir) or os.path.exists(model_flags_path(train_dir)):
+        return
+    advice, folder = "train one with train.py first", train_dir.rstrip("/")
+    for _ in range(3):  # Of a checkpoint or an export, the folder of its model is named.
+        folder = os.path.dirname(folder)
+        if os.path.exists(model_flags_path(folder)):
+            advice = f"write --train_dir={shlex.quote(folder or '.')}"
+            break
+    raise utils.UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); {advice}")
 
 
 def from_settings(settings: dict[str, Any]) -> Config:
@@ -211,7 +220,7 @@ def define_flags() -> None:
 
 
 def _define_data_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "train_data_pattern",
         "",
         "File pattern of the training shards. Empty: the kit's own sample set, drawn at first use.",
@@ -336,6 +345,12 @@ def _define_optimizer_flags() -> None:
         lower_bound=0.0,
         module_name="training",
     )
+    flags.DEFINE_bool(
+        "allow_one_class",
+        False,
+        "Train even if all labels are the same. A model learns nothing from one class, so this is an error otherwise.",
+        module_name="training",
+    )
     flags.DEFINE_integer(
         "seed",
         0,
@@ -392,7 +407,7 @@ def _define_schedule_flags() -> None:
 
 
 def _define_evaluation_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "eval_data_pattern",
         "",
         "File pattern of labelled shards. Evaluates on them at every checkpoint; a checkpoint is then also saved after "
@@ -415,7 +430,7 @@ def _define_evaluation_flags() -> None:
 
 
 def _define_output_flags() -> None:
-    flags.DEFINE_string(
+    define_path(
         "train_dir",
         utils.default_train_dir(),
         "The folder for everything that training writes. A run continues from the newest checkpoint in it.",

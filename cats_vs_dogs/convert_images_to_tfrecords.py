@@ -4,20 +4,18 @@
 
 A photo's label comes from a folder on its path that is named cat(s) or dog(s). Without such a folder, it comes from
 the beginning of the file name (cat.0.jpg). Labelled photos are written to train-* and validation-* shards, all others
-to test-* shards. A file that is not a usable JPEG is re-encoded or skipped, and listed in bad_images.csv.
+to test-* shards. Photos in folders named train and validation, or train and test, keep that split. A file that is not
+a usable JPEG is re-encoded or skipped, and listed in bad_images.csv.
 """
 
 import collections
 import contextlib
 import dataclasses
 import functools
-import glob
-import hashlib
 import itertools
 import mimetypes
 import os
 import re
-import shlex
 import sys
 import unicodedata
 import warnings
@@ -31,11 +29,12 @@ if __package__ in (None, ""):  # Run as a file: make the package importable from
 from absl import flags, logging
 
 from cats_vs_dogs import files, labels, photo_sources, pictures, terminal, utils
+from cats_vs_dogs.path_flags import define_path
+from cats_vs_dogs.photo_splits import SPLITS, split_photos
 from cats_vs_dogs.utils import UserError
 
 FLAGS = flags.FLAGS
 
-SPLITS = ("train", "validation", "test")
 BAD_IMAGES = "bad_images.csv"
 
 _LOG_EVERY = 5000  # The period of log lines, in photos, if there is no terminal for a progress bar.
@@ -48,7 +47,7 @@ _CLASS_PREFIX = re.compile(rf"({'|'.join(_CLASSES)})(?![^\W\d_])", re.IGNORECASE
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "images",
         "",
         "The photos: a folder or a .zip file, such as Kaggle's train.zip and test1.zip, Microsoft's PetImages, or any "
@@ -58,9 +57,7 @@ def define_flags() -> None:
     flags.register_validator(
         "images", bool, "must not be empty; name a folder or .zip of photos, such as --images=train.zip"
     )
-    flags.DEFINE_string(
-        "output_dir", "", "The folder for the shards and bad_images.csv. Made if needed.", module_name="output"
-    )
+    define_path("output_dir", "", "The folder for the shards and bad_images.csv. Made if needed.", module_name="output")
     flags.register_validator(
         "output_dir", bool, "must not be empty; name a folder for the shards, such as --output_dir=/tmp/cvd_data"
     )
@@ -68,7 +65,8 @@ def define_flags() -> None:
         "validation_percent",
         10,
         "Percentage of the labelled photos that is written to validation-* shards. A hash of the photo's id decides, "
-        "so a photo never changes sides. 0: no validation shards.",
+        "so a photo never changes sides. 0: no validation shards. Not used if the photos are in folders named train "
+        "and validation.",
         lower_bound=0,
         upper_bound=50,
         module_name="data",
@@ -149,6 +147,8 @@ def convert(
         photos = list_photos(source, outcome)
         if not photos:
             raise UserError(f"--images={images}: no picture in it; name a folder or .zip of photos")
+        if not any(map(_is_named_as_picture, photos)):
+            photo_sources.check_archives(images, [photo.path for photo in photos])
         _check_folder_names(images, photos)
         splits = split_photos(photos, validation_percent)
         # A text file has no label either, but it is no reason to expect test shards.
@@ -161,7 +161,7 @@ def convert(
     return outcome
 
 
-# ---- Labels, ids and splits.
+# ---- Labels and ids.
 
 
 def list_photos(source: photo_sources.PhotoSource, outcome: Outcome) -> list[Photo]:
@@ -238,27 +238,6 @@ def _check_folder_names(images: str, photos: Sequence[Photo]) -> None:
             f"--images={images}: its two folders are named {' and '.join(folders)}; name them "
             f"{' and '.join(labels.CLASS_NAMES)} (for photos without labels, give one folder)"
         )
-
-
-def split_photos(photos: Iterable[Photo], validation_percent: int) -> dict[str, list[Photo]]:
-    """Assigns each photo to a split. Only the photo's own label and id decide.
-
-    Args:
-        photos: the photos, with their ids.
-        validation_percent: percentage of the labelled photos that is assigned to "validation".
-
-    Returns:
-        The photos of each of `SPLITS`, in a pseudo-random order that is always the same.
-    """
-    splits: dict[str, list[tuple[bytes, str, Photo]]] = {split: [] for split in SPLITS}
-    for photo in photos:
-        digest = hashlib.sha256(photo.id.encode("utf-8")).digest()
-        if photo.label is None:
-            split = "test"
-        else:
-            split = "validation" if int.from_bytes(digest[:8], "big") % 100 < validation_percent else "train"
-        splits[split].append((digest[8:], photo.id, photo))
-    return {split: [photo for _, _, photo in sorted(rows, key=lambda row: row[:2])] for split, rows in splits.items()}
 
 
 # ---- Writing shards.
@@ -419,10 +398,10 @@ def _log_outcome(outcome: Outcome, output_dir: str, validation_percent: int) -> 
     """Logs what was written, warns of what looks wrong, and prints the next command."""
     for split, num_shards in outcome.shards.items():
         counts = {name: outcome.written[split, label] for label, name in enumerate(labels.CLASS_NAMES)}
-        photos = ", ".join(f"{count} {name}s" for name, count in counts.items())
-        if split == "test":
-            photos = f"{outcome.written[split, None]} photos without a label"
-        logging.info("%s: %s in %d files", split, photos, num_shards)
+        photos = [f"{count} {name}s" for name, count in counts.items()] if any(counts.values()) else []
+        unlabelled = outcome.written[split, None]
+        photos += [f"{unlabelled} photos without a label"] if unlabelled else []
+        logging.info("%s: %s in %d files", split, ", ".join(photos), num_shards)
         for name, count in counts.items():
             if split == "train" and not count:
                 logging.warning("train: no %s at all; a model learns nothing from one class", name)
@@ -439,9 +418,8 @@ def _log_outcome(outcome: Outcome, output_dir: str, validation_percent: int) -> 
 
 def _next_command(script: str, flag: str, output_dir: str, split: str) -> str:
     """Returns a command that reads the new shards, to be pasted into a shell."""
-    path = os.path.join(os.path.dirname(sys.argv[0]), script)
-    pattern = os.path.join(glob.escape(output_dir), f"{split}-*")  # Brackets in the folder name are not a pattern.
-    return f"python {shlex.quote(path)} --{flag}={shlex.quote(pattern)} --train_dir=/tmp/photo_model"
+    pattern = os.path.join(output_dir, f"{split}-*")  # `files.list_files` takes a folder's own brackets as they are.
+    return utils.command(script, **{flag: pattern, "train_dir": "/tmp/photo_model"})
 
 
 if __name__ == "__main__":

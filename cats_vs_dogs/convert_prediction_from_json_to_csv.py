@@ -26,27 +26,30 @@ from absl import flags, logging
 
 from cats_vs_dogs import files, submission, utils
 from cats_vs_dogs.labels import CAT, DOG
+from cats_vs_dogs.path_flags import define_path
 
 FLAGS = flags.FLAGS
 
 # A float32 sum of probabilities can be slightly above 1. Any value further away is no probability.
 _ROUNDING = 1e-6
 
+_LINES_ADVICE = (
+    "name result files of a batch prediction, unpacked, with one prediction in each line, or fetch a damaged file again"
+)
+
 _BATCH_SIZE = 1024  # Rows that are written at once.
 
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "json_prediction_files_pattern",
         "",
         "Pattern of the result files of one batch prediction, in quotes, such as '/tmp/batch/prediction.results-*'.",
         module_name="data",
     )
-    flags.DEFINE_string(
-        "csv_output_file", "", "The CSV file to write, with one row for each prediction.", module_name="output"
-    )
-    submission.define_output_column()
+    define_path("csv_output_file", "", "The CSV file to write, with one row for each prediction.", module_name="output")
+    submission.define_flags()
     flags.register_validator(
         "json_prediction_files_pattern",
         bool,
@@ -60,17 +63,20 @@ def main() -> None:
     pattern, output_file = FLAGS.json_prediction_files_pattern, FLAGS.csv_output_file
     if files.is_remote(pattern) or files.is_remote(output_file):
         utils.import_tensorflow()
-    num_rows = convert(pattern, output_file, FLAGS.output_column)
+    num_rows = convert(pattern, output_file, FLAGS.output_column, FLAGS.submission)
     logging.info("%d predictions written to %s", num_rows, output_file)
 
 
-def convert(pattern: str, csv_output_file: str, output_column: str = "category") -> int:
+def convert(
+    pattern: str, csv_output_file: str, output_column: str | None = None, submission_format: str = "2017"
+) -> int:
     """Writes the predictions in all files that a pattern matches to a CSV file, which appears when it is complete.
 
     Args:
         pattern: pattern of the JSON lines files. Rows keep their order: files by name, then lines.
         csv_output_file: the file to write.
-        output_column: one of submission.OUTPUT_COLUMNS.
+        output_column: one of submission.OUTPUT_COLUMNS; None: the one that is usual for the format.
+        submission_format: one of submission.FORMATS.
 
     Returns:
         The number of rows, without the header.
@@ -79,12 +85,14 @@ def convert(pattern: str, csv_output_file: str, output_column: str = "category")
         UserError: if a line cannot be read, an id is used twice, or no file holds a prediction.
     """
     paths = _without_statistics(files.list_files(pattern, "json_prediction_files_pattern"), pattern)
+    files.check_not_input(csv_output_file, "csv_output_file", paths)
     with files.atomic_write(csv_output_file, "csv_output_file") as output:
-        writer = submission.Writer(output, output_column)
-        predictions = read_predictions(paths)
+        writer = submission.Writer(output, output_column, submission_format)
+        predictions = read_predictions(paths, submission_format)
         while batch := list(itertools.islice(predictions, _BATCH_SIZE)):
             ids, probabilities = zip(*batch, strict=True)
             writer.write(ids, np.array(probabilities))
+        writer.finish()
         if not writer.num_rows:
             raise utils.UserError(
                 f"--json_prediction_files_pattern={pattern}: the {len(paths)} files hold no prediction; "
@@ -106,11 +114,12 @@ def _without_statistics(paths: list[str], pattern: str) -> list[str]:
     return [path for path in paths if path not in statistics]
 
 
-def read_predictions(paths: Iterable[str]) -> Iterator[tuple[str, float]]:
+def read_predictions(paths: Iterable[str], submission_format: str = "2017") -> Iterator[tuple[str, float]]:
     """Reads files of JSON lines, line by line.
 
     Args:
         paths: the files.
+        submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
 
     Yields:
         (id of the photo, probability of a dog in [0, 1]).
@@ -118,7 +127,7 @@ def read_predictions(paths: Iterable[str]) -> Iterator[tuple[str, float]]:
     Raises:
         UserError: if a line cannot be read; names its file and number.
     """
-    first_places: dict[str, submission.Place] = {}
+    first_places: dict[str | int, tuple[str, submission.Place]] = {}
     for path in paths:
         for number, line in enumerate(_read_lines(path), start=1):
             if not line.strip():
@@ -127,11 +136,12 @@ def read_predictions(paths: Iterable[str]) -> Iterator[tuple[str, float]]:
                 image_id, probability = parse_line(line)
             except ValueError as error:
                 raise utils.UserError(f"{path}: line {number}: {error}") from error
-            problem = submission.id_problem(image_id, (path, number), first_places, "line")
+            problem = submission.id_problem(image_id, (path, number), first_places, submission_format, "line")
             if problem:
-                is_second = image_id in first_places
                 advice = (
-                    "match the files of one job only" if is_second else "fix the id in its record and predict again"
+                    "match the files of one job only"
+                    if problem.startswith("its id came before")
+                    else "fix the id in its record and predict again"
                 )
                 name = f" ({_short(image_id)})" if image_id else ""
                 raise utils.UserError(f"{path}: line {number}{name}: {problem}; {advice}")
@@ -171,9 +181,9 @@ def parse_line(line: bytes | str) -> tuple[str, float]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); the file is damaged or holds no predictions: fetch it again") from error
+        raise ValueError(f"not JSON ({error}); {_LINES_ADVICE}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}")
+        raise ValueError(f"expected a JSON object, like {{...}}, not {_short(row)}; {_LINES_ADVICE}")
     if "error" in row:
         raise ValueError(f"the service could not predict it: {_short(row['error'])}; run the prediction again")
     prediction = row.get("prediction", row)

@@ -30,7 +30,8 @@ from absl import flags, logging
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
-from cats_vs_dogs import files, utils
+from cats_vs_dogs import file_patterns, files, utils
+from cats_vs_dogs.path_flags import define_path
 
 FLAGS = flags.FLAGS
 
@@ -51,16 +52,14 @@ _OTHER_PHOTOS = (
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "source",
         "",
         "What to download, in quotes: a pattern such as 'gs://my-bucket/shards/train-*', a folder, or one object. *, "
         "? and [abc] match within one folder; with ** in the pattern, they match across folders.",
         module_name="data",
     )
-    flags.DEFINE_string(
-        "destination", "", "Folder for the files. It is created if it does not exist.", module_name="output"
-    )
+    define_path("destination", "", "Folder for the files. It is created if it does not exist.", module_name="output")
     flags.DEFINE_integer(
         "num_workers", 8, "Number of files to download at the same time.", 1, 64, module_name="machine"
     )
@@ -165,7 +164,9 @@ def list_blobs(client: Any, bucket: str, pattern: str) -> list[Any]:
     fields = "items(name,size,generation,crc32c),nextPageToken"
     listed = client.list_blobs(bucket, prefix=prefix, fields=fields, retry=_retry(LISTING_SECONDS))
     listed = [blob for blob in listed if not blob.name.endswith("/")]  # These stand for empty folders.
-    matching = [blob for blob in listed if matches(blob.name, pattern)]
+    folders = {name[: cut.start()] for name in (blob.name for blob in listed) for cut in re.finditer("/", name)}
+    meant = "".join(file_patterns.split_at_folder(pattern, folders.__contains__))  # A folder may have brackets.
+    matching = [blob for blob in listed if blob.name == pattern or matches(blob.name, meant)]
     if matching:
         return sorted(matching, key=lambda blob: blob.name)
     source = f"--source=gs://{bucket}/{pattern}"
@@ -184,7 +185,7 @@ def matches(name: str, pattern: str) -> bool:
     if name == pattern or name.startswith(pattern if pattern.endswith("/") or not pattern else f"{pattern}/"):
         return True
     if "**" in pattern:
-        return fnmatch.fnmatchcase(name, pattern)
+        return any(fnmatch.fnmatchcase(name, one) for one in (pattern, pattern.replace("**/", "")))
     parts, wanted = name.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 

@@ -15,13 +15,15 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
 import functools
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
 from cats_vs_dogs import config, files, utils
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
+    from cats_vs_dogs import readers
     from cats_vs_dogs.classifier import Classifier
 
 FLAGS = flags.FLAGS
@@ -31,7 +33,7 @@ _SECONDS_BETWEEN_LOOKS = 10  # For a new checkpoint, without --run_once.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "train_dir",
         utils.default_train_dir(),
         "The folder of the model. Summaries and metrics go to its folder eval.",
@@ -49,10 +51,11 @@ def define_flags() -> None:
         "Not needed: train_dir knows its loss. One that contradicts it is an error.",
         module_name="model",
     )
-    flags.DEFINE_string(
+    define_path(
         "eval_data_pattern",
         "",
-        "File pattern of the labelled shards. Empty: the kit's own sample set, drawn at first use.",
+        "File pattern of the labelled shards. Empty: what train.py evaluated on, else validation-* beside the training "
+        "shards; for a model of the sample set, its validation shards.",
         module_name="data",
     )
     config.define_bad_examples_flag("them in train_dir/eval/bad_examples.csv.")
@@ -75,7 +78,7 @@ def define_flags() -> None:
         "Average the model's outputs over a picture and its mirror image.",
         module_name="evaluation",
     )
-    flags.DEFINE_string(
+    define_path(
         "mistakes_file",
         "",
         "The CSV file that lists all mistakes, the most confident first: id, label (1 = dog), probability of a dog. "
@@ -107,6 +110,29 @@ def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
             yield checkpoints.step_of(restored)
 
 
+def open_data(
+    train_dir: str, pattern: str, reader: "readers.BaseReader", bad_examples_flag: str
+) -> tuple["readers.Shards", dict[str, Any]]:
+    """Opens what to evaluate on.
+
+    Args:
+        train_dir: the model, which knows the data to use by default.
+        pattern: file glob; "": the default.
+        reader: how to read a record.
+        bad_examples_flag: "fail" or "skip".
+
+    Returns:
+        The shards, and what the metrics say about them.
+    """
+    from cats_vs_dogs import bad_examples, trained_data
+
+    flag = "eval_data_pattern"
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "validation", flag)
+    shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
+    trained_on = trained_data.count_known(train_dir, shards, flag)
+    return shards, {flag: ",".join(map(files.absolute_pattern, patterns)), "trained_on": trained_on}
+
+
 def main() -> None:
     """Evaluates what the flags name."""
     train_dir, run_once, batch_size = FLAGS.train_dir, FLAGS.run_once, FLAGS.batch_size
@@ -116,7 +142,7 @@ def main() -> None:
     utils.import_tensorflow()
     import tensorflow as tf
 
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -131,13 +157,11 @@ def main() -> None:
     if mistakes_file:
         files.check_output_file(mistakes_file, "mistakes_file")
 
-    pattern = eval_data_pattern or sample_data.pattern("validation")
-    if not eval_data_pattern:
-        logging.info("No --eval_data_pattern given: using the kit's own sample set, %s", pattern)
     eval_dir = train_dirs.eval_dir(train_dir)
     files.make_output_folder(eval_dir, "train_dir")
     reader = readers.get_reader(True, spec.image_size, spec.resize_method)
-    shards = bad_examples.open_shards(pattern, "eval_data_pattern", reader, bad_examples_flag)
+    shards, about_data = open_data(train_dir, eval_data_pattern, reader, bad_examples_flag)
+    files.check_not_input(mistakes_file, "mistakes_file", shards.files)
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))
     batches = readers.make_dataset(reader, shards, batch_size)
     logging.info("Using batch size of %d for evaluation.", batch_size)
@@ -158,7 +182,7 @@ def main() -> None:
             evaluation = evaluator.evaluate(step, events)
             evaluation.write_pictures(events)
             events.flush()
-            metrics = {**evaluation.metrics, "eval_data_pattern": pattern}
+            metrics = evaluation.metrics | about_data
             rows.add("evaluation", metrics)
             rows.flush()
         train_dirs.write_metrics(eval_dir, step, metrics)
@@ -166,6 +190,8 @@ def main() -> None:
             write_mistakes(mistakes_file, evaluation.mistakes)
         for line in evaluation.table():
             logging.info("%s", line)
+        if about_data["trained_on"]:
+            logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:
             return
 

@@ -1,10 +1,12 @@
 """Evaluates a model on labelled examples, and shows the result as log lines, summaries and tables."""
 
 import contextlib
+import csv
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from cats_vs_dogs import eval_util, files, metrics_log, submission, summaries, terminal
@@ -146,8 +148,9 @@ def write_mistakes(path: str, mistakes: Sequence[Mistake]) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    import pandas as pd
-
-    rows = [(submission.id_text(one), label, f"{probability:.6f}") for one, label, probability in mistakes]
+    probabilities = submission.probability_texts(np.array([probability for *_, probability in mistakes]))
+    rows = [
+        (submission.id_text(one), label, text) for (one, label, _), text in zip(mistakes, probabilities, strict=True)
+    ]
     with files.atomic_write(path, "mistakes_file") as file:
-        pd.DataFrame(rows, columns=["Id", "Label", "Probability"]).to_csv(file, index=False, lineterminator="\n")
+        csv.writer(file, lineterminator="\n").writerows([("Id", "Label", "Probability"), *rows])

@@ -19,6 +19,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import config, files, utils
 from cats_vs_dogs.labels import NUM_CLASSES
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs.classifier import Classifier
@@ -30,8 +31,8 @@ _GRAPH = "saved_model.pb"
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
-    flags.DEFINE_string(
+    define_path("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    define_path(
         "export_dir", "", "The folder for the SavedModel. Empty: train_dir/export/step_<N>.", module_name="output"
     )
 

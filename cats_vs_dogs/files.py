@@ -8,14 +8,17 @@ import contextlib
 import functools
 import glob
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from cats_vs_dogs import file_patterns
 from cats_vs_dogs.utils import UserError
 
 
@@ -94,42 +97,137 @@ def list_matching(folder: str, name_pattern: str) -> list[str]:
 def list_files(pattern: str, flag: str) -> list[str]:
     """Returns the files that a pattern matches, sorted.
 
+    A file or folder of exactly the name that is written is meant as it is, whatever characters it has: in
+    "photos [1]/*.jpg", only the part after an existing folder "photos [1]" is a pattern. If brackets match nothing as
+    a pattern, they are taken as they are.
+
     Args:
-        pattern: a path with `*`, `?` or `[abc]` in it; or the path of one file, whatever characters it has.
+        pattern: a path with `*`, `?` or `[abc]` in it, which match within one folder, or with `**` as a complete part,
+            which stands for any number of folders; or the path of one file.
         flag: name of the flag that gave the pattern, for messages.
 
     Raises:
-        UserError: if the pattern matches no file.
+        UserError: if the pattern matches no file or is a folder, or a file's name is one that TensorFlow and a CSV
+            cannot have.
     """
     try:
-        files = _glob_remote(pattern) if is_remote(pattern) else _glob_local(pattern)
-        is_folder = not files and is_dir(pattern)
+        is_file = not is_remote(pattern) and os.path.isfile(pattern)
+        folder, rest = (glob.escape(pattern), "") if is_file else file_patterns.split_at_folder(pattern, is_dir)
+        file_patterns.check_globstars(pattern, rest, flag)
+        search = _glob_remote if is_remote(pattern) else file_patterns.glob_local
+        for meant in file_patterns.readings(rest):
+            found = search(folder + meant)
+            if found:
+                break
+        matching = sorted(found - _folders_among(found, folder + meant))
+        is_folder = not matching and is_dir(pattern)
     except Exception as error:
         if not isinstance(error, file_errors()):
             raise
         raise UserError(f"--{flag}={pattern}: cannot be listed: {explain_error(error)}") from error
     if is_folder:
-        name = {"train_data_pattern": "train-*", "eval_data_pattern": "validation-*"}.get(flag, "*")
-        raise UserError(f"--{flag}={pattern}: is a folder; write --{flag}='{os.path.join(pattern, name)}'")
-    if not files:
-        where = "" if os.path.isabs(pattern) or is_remote(pattern) else f" (looked for in {os.getcwd()})"
-        raise UserError(f"--{flag}={pattern}: matches no file{where}; give the path of shards, such as '/data/train-*'")
-    return files
+        raise UserError(f"--{flag}={pattern}: {file_patterns.explain_folder(pattern, _walk(pattern), flag)}")
+    if not matching:
+        raise UserError(f"--{flag}={pattern}: {file_patterns.explain_no_match(pattern, bool(found))}")
+    for path in matching:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:  # As in a .zip of Korean Windows, unpacked without "-O cp949".
+            raise UserError(f"--{flag}={pattern}: matches {path!a}, whose name is not UTF-8; rename it") from error
+    return matching
 
 
-def _glob_local(pattern: str) -> list[str]:
-    if os.path.isfile(pattern):  # A file whose own name has brackets.
-        return [pattern]
-    return sorted(path for path in glob.glob(pattern, include_hidden=True) if not os.path.isdir(path))
+def check_not_input(path: str, flag: str, inputs: Iterable[str]) -> None:
+    """Checks that an output does not replace a file that it is made from.
+
+    Args:
+        path: where the output will be.
+        flag: the flag that named it.
+        inputs: paths of the files that are read.
+
+    Raises:
+        UserError: if it does.
+    """
+    real_path, name = os.path.realpath(path), os.path.basename(path)
+    if any(os.path.basename(one) == name and os.path.realpath(one) == real_path for one in inputs):
+        raise UserError(f"--{flag}={path}: is one of the input files; name another file")
 
 
-def _glob_remote(pattern: str) -> list[str]:
-    found = set(_gfile().glob(pattern))
-    folders = {os.path.dirname(path) for path in _gfile().glob(f"{pattern}/*")}  # One listing, not a request for each.
-    return sorted(found - folders)
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields (folder, names in it) of a folder and, on this machine, of its subfolders; what can be listed of them."""
+    with contextlib.suppress(*file_errors()):
+        folders = [folder] if is_remote(folder) else file_patterns.walk_folders(folder)
+        for place in itertools.islice(folders, 1000):
+            yield place, list_dir(place)
+
+
+def _glob_remote(pattern: str) -> set[str]:
+    """Returns the objects and folders that a pattern on an object store matches."""
+    parts = file_patterns.split_at_globstar(pattern)
+    if parts is None:
+        return set(_gfile().glob(pattern))
+    level, after = parts
+    found = _glob_remote(f"{level}/{after}")
+    while _gfile().glob(f"{level}/*"):  # TensorFlow knows no `**`: one level after the other.
+        level += "/*"
+        found |= _glob_remote(f"{level}/{after}")
+    return found
+
+
+def _folders_among(found: set[str], pattern: str) -> set[str]:
+    if not is_remote(pattern):
+        return set(filter(os.path.isdir, found))
+    return {os.path.dirname(path) for path in _glob_remote(f"{pattern}/*")}  # One listing, not a request for each.
+
+
+def absolute_path(path: str) -> str:
+    """Returns a path that means the same in any working directory."""
+    return path if is_remote(path) else os.path.join(os.getcwd(), path)
+
+
+def absolute_pattern(pattern: str) -> str:
+    """Returns a pattern that means the same in any working directory; "" stays empty."""
+    if not pattern or is_remote(pattern) or os.path.isabs(pattern):
+        return pattern
+    if os.path.lexists(pattern):  # The path of one file.
+        return absolute_path(pattern)
+    return os.path.join(glob.escape(os.getcwd()), pattern)  # Brackets in the folder's name are not a pattern.
 
 
 # ---- Reading.
+
+
+@contextlib.contextmanager
+def plain_path(path: str) -> Iterator[str]:
+    """Yields a path without `[`, `*`, `?` or a backslash, for checkpoints: TensorFlow takes their path for a pattern.
+
+    Args:
+        path: a folder, or what the names of files in a folder begin with.
+    """
+    if not re.search(r"[\[*?\\]", path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        plain = os.path.join(place, "plain")
+        if is_remote(path):
+            _download(path, plain)
+            yield plain
+            return
+        folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
+        os.symlink(os.path.abspath(folder), plain)
+        yield os.path.join(plain, name)
+
+
+def _download(path: str, target: str) -> None:
+    """Copies a folder, or the files whose names begin with a path, from an object store."""
+    sources = [os.path.join(folder, name) for folder, _, names in _gfile().walk(path) for name in names]
+    if not sources:
+        folder, name = path.rsplit("/", 1)
+        sources = list_matching(folder, re.escape(name) + r"\..*")
+    for source in sources:
+        copy = target + source.removeprefix(path)
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        _gfile().copy(source, copy)
 
 
 def read_bytes(path: str) -> bytes:
@@ -283,6 +381,22 @@ def _write_local(path: str, name: str) -> Iterator[IO[str]]:
         if isinstance(error, OSError) and error.filename in (None, temporary):
             raise UserError(f"{name}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, completely or not at all.
+
+    Raises:
+        OSError, or tf.errors.OpError on an object store: if it cannot be written, see `explain_write_errors`.
+    """
+    if is_remote(path):
+        with _gfile().GFile(path, "wb") as file:
+            file.write(data)
+        return
+    temporary = temporary_path(path)
+    with open(temporary, "wb") as file:
+        file.write(data)
+    replace(temporary, path)
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from absl import flags, logging
 
 from cats_vs_dogs import config, files, submission, terminal, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
+from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
     from cats_vs_dogs.prediction import Predictor
@@ -33,22 +34,23 @@ _NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    define_path("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
     flags.DEFINE_bool(
         "flip_average",
         False,
         "Average the model's outputs over a picture and its mirror image.",
         module_name="model",
     )
-    flags.DEFINE_string(
+    define_path(
         "input_data_pattern",
         "",
-        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: the kit's own sample set, drawn at "
-        "first use.",
+        "File pattern of shards, or of picture files (JPEG, PNG, GIF, BMP). Empty: test-* beside the "
+        "training shards; for a model of the sample set, its test shards.",
         module_name="data",
     )
     config.define_bad_examples_flag(
-        "them in <output_file>.bad_examples.csv. A missing id, or one that came before, counts as bad."
+        "them in <output_file>.bad_examples.csv. An id that the CSV cannot have, such as one that came before, counts "
+        "as bad."
     )
     flags.DEFINE_integer(
         "num_readers",
@@ -56,13 +58,13 @@ def define_flags() -> None:
         "Kept from 2017, without effect: shards are read in order, and decoding uses all cores.",
         module_name="data",
     )
-    flags.DEFINE_string(
+    define_path(
         "output_file",
         "",
         "The CSV file for the predictions. Empty: predictions.csv in train_dir.",
         module_name="output",
     )
-    submission.define_output_column()
+    submission.define_flags()
     flags.DEFINE_integer("batch_size", 1024, "Number of examples per batch.", 1, 2**31 - 1, module_name="machine")
 
 
@@ -78,6 +80,9 @@ def predict(
 
     Returns:
         Id and probability of a dog of the first examples, for the terminal.
+
+    Raises:
+        UserError: if there are more or fewer examples than the predictor expects.
     """
     first, start = [], time.monotonic()
     with terminal.progress_bar(predictor.num_examples, " pictures", "predicting") as progress:
@@ -90,6 +95,12 @@ def predict(
             if progress.disable:
                 seconds = time.monotonic() - start
                 logging.info("num examples processed: %d elapsed seconds: %.2f", writer.num_rows, seconds)
+    if predictor.num_examples not in (None, writer.num_rows):
+        raise utils.UserError(
+            f"{writer.num_rows} examples predicted, but {predictor.num_examples} counted at the start: the input files "
+            "have changed since then; run inference.py again"
+        )
+    writer.finish()
     return first
 
 
@@ -125,32 +136,32 @@ def are_pictures(paths: Sequence[str]) -> bool:
 def main() -> None:
     """Predicts what the flags name."""
     train_dir, pattern, output_file = FLAGS.train_dir, FLAGS.input_data_pattern, FLAGS.output_file
-    output_column, batch_size = FLAGS.output_column, FLAGS.batch_size
+    submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
     config.require_model(train_dir)
     utils.import_tensorflow()
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, sample_data
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, readers, trained_data
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.prediction import Predictor
 
     spec = train_dirs.load_spec(train_dir)
     checkpoints.require_checkpoint(train_dir)  # Before the data is read.
-    if not pattern:
-        pattern = sample_data.pattern("test")
-        logging.info("No --input_data_pattern given: using the kit's own sample set, %s", pattern)
+    flag = "input_data_pattern"
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", flag)
     output_file = output_file or os.path.join(train_dir, "predictions.csv")
     reader = readers.get_reader(False, spec.image_size, spec.resize_method)
-    paths = files.list_files(pattern, "input_data_pattern")
+    paths = [path for one in patterns for path in files.list_files(one, flag)]
+    files.check_not_input(output_file, "output_file", paths)
     logging.info("number of input files: %d", len(paths))
     with files.atomic_write(output_file, "output_file") as output:
         has_pictures = are_pictures(paths)
         if has_pictures:
-            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag)
+            shards = bad_examples.open_pictures(paths, reader, bad_examples_flag, submission_format)
             batches = readers.make_picture_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_picture_errors(reader, shards)
         else:
-            shards = bad_examples.open_shards(pattern, "input_data_pattern", reader, bad_examples_flag, unique_ids=True)
+            shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, submission_format)
             batches = readers.make_dataset(reader, shards, batch_size)
             errors = bad_examples.explain_read_errors(reader, shards)
         cluster = distribution.local_devices()
@@ -161,8 +172,8 @@ def main() -> None:
         bad_examples.write_bad_examples(shards, bad_path)
         with errors:
             predictor = Predictor(classifier, cluster, batches, shards.num_examples)
-            writer = submission.Writer(output, output_column)
-            first = predict(predictor, writer, bad_examples.make_id_check(shards))
+            writer = submission.Writer(output, output_column, submission_format)
+            first = predict(predictor, writer, bad_examples.make_id_check(shards, submission_format))
     if has_pictures and sys.stdout.isatty():
         print(*table(first, writer, output_file), sep="\n", flush=True)
     missing = f"; records missing from it: {len(shards.bad_list)}, listed in {bad_path}" if shards.bad_list else ""

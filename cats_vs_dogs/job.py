@@ -4,9 +4,20 @@ import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 from absl import logging
 
-from cats_vs_dogs import augmentation, bad_examples, checkpoints, optimizers, readers, sample_data, train_dir
+from cats_vs_dogs import (
+    augmentation,
+    bad_examples,
+    checkpoints,
+    example_index,
+    optimizers,
+    readers,
+    sample_data,
+    train_dir,
+    trained_data,
+)
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import Config
 from cats_vs_dogs.distribution import Cluster
@@ -32,6 +43,8 @@ class Job:
         predictor: the same model for evaluation and export, in float32, for pictures of one size.
         state: everything that is needed to resume.
         has_model: whether train_dir holds a model to resume, perhaps without a checkpoint.
+        trained_on: keys of all that the model will have been trained on; None if they are not known.
+        eval_trained_on: how many examples of `eval_shards` are among them; None if that is not known.
         record: what run.json will hold.
     """
 
@@ -48,6 +61,8 @@ class Job:
     predictor: Classifier
     state: checkpoints.TrainState
     has_model: bool
+    trained_on: np.ndarray | None
+    eval_trained_on: int | None
     record: dict[str, Any]
 
 
@@ -59,14 +74,12 @@ def look(settings: Config, cluster: Cluster) -> Job:
     settings = settings if is_new else with_stored_seed(settings, cluster)
     data = settings.data
     reader = readers.get_reader(True, settings.model.image_size, settings.model.resize_method)
-    pattern = data.train_data_pattern
-    if not pattern:
-        pattern = sample_data.pattern("train")
-        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
-    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples)
-    eval_shards = None
-    if data.eval_data_pattern and cluster.is_chief:
-        eval_shards = bad_examples.open_shards(data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples)
+    shards, eval_shards = open_data(settings, cluster.is_chief, reader)
+    trained_on = eval_trained_on = None
+    if cluster.is_chief:
+        trained_on = trained_data.keys_of_run(settings.train_dir, shards, is_resumed=has_model)
+    if eval_shards:
+        eval_trained_on = trained_data.count_trained_on(eval_shards, trained_on, shards.files, "eval_data_pattern")
     batch_size = data.batch_size * cluster.num_replicas
     plan = Plan(shards.num_examples, batch_size, settings.periods, bool(data.eval_data_pattern))
     rates = settings.optimizer
@@ -96,6 +109,8 @@ def look(settings: Config, cluster: Cluster) -> Job:
         predictor=predictor,
         state=checkpoints.TrainState(settings.train_dir, classifier, optimizer, settings.periods.keep_checkpoints),
         has_model=has_model,
+        trained_on=trained_on,
+        eval_trained_on=eval_trained_on,
         record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
     )
 
@@ -105,6 +120,48 @@ def with_stored_seed(settings: Config, cluster: Cluster) -> Config:
     seed = train_dir.load_spec(settings.train_dir).seed if cluster.is_chief else 0
     model = dataclasses.replace(settings.model, seed=cluster.broadcast_from_chief(seed))
     return dataclasses.replace(settings, model=model)
+
+
+def open_data(
+    settings: Config, is_chief: bool, reader: readers.BaseReader
+) -> tuple[readers.Shards, readers.Shards | None]:
+    """Opens what to train on, and on the chief what to evaluate on; checks that a model can learn from it.
+
+    Raises:
+        UserError: if it cannot be read, or shows one class only.
+    """
+    data = settings.data
+    pattern = data.train_data_pattern
+    if not pattern:
+        check_is_of_sample_set(settings)
+        pattern = sample_data.pattern("train")
+        logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
+    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples, with_index=True)
+    example_index.check_classes(shards.index, f"--train_data_pattern={pattern}", data.allow_one_class)
+    if not is_chief:
+        return shards, None
+    example_index.warn_of_unequal_classes(shards.index, settings.model.loss_params)
+    if not data.eval_data_pattern:
+        return shards, None
+    return shards, bad_examples.open_shards(
+        data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples, with_index=True
+    )
+
+
+def check_is_of_sample_set(settings: Config) -> None:
+    """Checks that a model that resumes on the sample set, because no data are given, was trained on it.
+
+    Raises:
+        UserError: if it was trained on other data.
+    """
+    folder = settings.train_dir
+    _, then = trained_data.find_run(folder)
+    pattern = then and not settings.start_new_model and then["flags"].get("train_data_pattern")
+    if pattern:
+        raise UserError(
+            f"--train_data_pattern: not given, but the model in --train_dir={folder} was trained on {pattern}; pass "
+            "the same to resume it, or --start_new_model to delete it, or another --train_dir"
+        )
 
 
 def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:

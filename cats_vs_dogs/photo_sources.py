@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
+import shlex
 import struct
 import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cats_vs_dogs.files import explain_error, is_remote
@@ -49,28 +51,114 @@ def open_source(images: str) -> Iterator[PhotoSource]:
     Raises:
         UserError: if it does not exist, cannot be read, or is neither a folder nor a .zip file.
     """
+    if is_remote(images):
+        _check_name(images, images)
     if is_remote(images) and not images.lower().endswith(".zip"):
         yield _RemoteFolder(images)
         return
     if is_remote(images):  # The conversion reads photos in random order; in place, each would be a request.
-        with tempfile.TemporaryDirectory() as folder, open_source(_download(images, folder)) as source:
-            yield source
+        with tempfile.TemporaryDirectory() as folder, _open_zip(_download(images, folder), images) as archive:
+            yield _Zip(archive)
         return
     if os.path.isdir(images):
         yield _Folder(images)
         return
     if not os.path.exists(images):
-        raise UserError(f"--images={images}: no such file or folder on this machine; give a folder or a .zip")
+        is_pattern = any(character in images for character in "*?")
+        advice = "a pattern is not read here; give the folder" if is_pattern else "give a folder or a .zip"
+        raise UserError(f"--images={images}: no such file or folder on this machine; {advice}")
+    with _open_zip(images, images) as archive:
+        yield _Zip(archive)
+
+
+def check_archives(images: str, paths: Sequence[str]) -> None:
+    """Raises a UserError if there are archives among the files of a source that has no pictures."""
+    archives = [path for path in paths if path.lower().endswith((".zip", *_ARCHIVE_ENDINGS))]
+    if not archives:
+        return
+    archives.sort(key=lambda path: "train" not in path)  # As in Kaggle's folder: train.zip and test1.zip.
+    names = ", ".join(archives[:3])
+    if os.path.isdir(images) and archives[0].lower().endswith(".zip"):
+        advice = f"give the .zip itself: --images={shlex.quote(os.path.join(images, archives[0]))}"
+    else:
+        advice = "unpack it first, then give the folder of the photos"
+    raise UserError(f"--images={images}: holds no pictures, but {names}; {advice}")
+
+
+def _open_zip(path: str, images: str) -> zipfile.ZipFile:
+    """Opens a .zip file on this machine.
+
+    Args:
+        path: its path.
+        images: what the user gave, for messages.
+    """
     try:
-        archive = zipfile.ZipFile(images)
+        if not os.path.isfile(path):  # Opening a named pipe would wait for ever.
+            raise UserError(f"--images={images}: is no regular file; give a folder or a .zip")
+        with open(path, "rb") as file:
+            start = file.read(1024)
+        other = _describe_other(start, images)
+        if other:
+            raise UserError(f"--images={images}: {other}")
+        _check_name(images, path)
+        return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        if not start.startswith(b"PK"):
+            is_named = images.lower().endswith(".zip")
+            what = "is named .zip, but is no .zip; download it again" if is_named else "neither a folder nor a .zip"
+            raise UserError(f"--images={images}: {what}; give a folder or .zip of photos") from error
         raise UserError(
             f"--images={images}: neither a folder nor a complete .zip ({error}); download it again"
         ) from error
     except OSError as error:
         raise UserError(f"--images={images}: cannot be read: {error.strerror or error}") from error
-    with archive:
-        yield _Zip(archive)
+
+
+# How archives of other kinds begin.
+_ARCHIVES = {
+    b"\x1f\x8b": "gzip",
+    b"\x1f\x9d": "compress",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+}
+_ARCHIVE_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+
+
+def _describe_other(start: bytes, images: str) -> str:
+    """Returns what a file that is no .zip is, and what to do, by its first 1024 bytes; "" if they do not tell."""
+    if not start:
+        return "is empty; download it again"
+    kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
+    if kind is None and start[257:262] == b"ustar":
+        kind = "tar"
+    if kind:
+        return f"is an archive of the kind {kind}, and only .zip is read; unpack it first, then give the folder"
+    if start.startswith(_PICTURES) or start[4:8] == b"ftyp":
+        return f"is one picture; give the folder of the photos: --images={shlex.quote(os.path.dirname(images) or '.')}"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a .zip: the site wants a login, or answered with an error; download it in a browser"
+    return ""
+
+
+def _check_name(images: str, path: str) -> None:
+    """Raises a UserError for an archive of another kind, or a part of one, by its name."""
+    name = images.lower()
+    stem = re.sub(r"(?i)\.(zip(\.\d+)?|z\d+)$", "", path)
+    parts = [f"{stem}.z01", f"{stem}.Z01", f"{stem}.zip.001"]
+    if re.search(r"\.(z\d\d+|zip\.\d+)$", name) or (not is_remote(path) and any(map(os.path.exists, parts))):
+        raise UserError(
+            f"--images={images}: is one of several parts of a .zip; unpack them together (7z x), then give the folder"
+        )
+    if is_remote(path) and name.endswith(_ARCHIVE_ENDINGS):
+        raise UserError(
+            f"--images={images}: is an archive, and only .zip is read; unpack it first, then give the folder"
+        )
 
 
 def _download(images: str, folder: str) -> str:

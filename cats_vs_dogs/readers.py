@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from cats_vs_dogs import decoding, terminal, tfrecords
+from cats_vs_dogs.example_index import ExampleIndex
 
 _SHUFFLE_BYTES = 32 * 2**20  # size of the shuffle buffer; the first batch waits until it is full
 _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
@@ -146,6 +147,15 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
     return reader.prepare_serialized_examples
 
 
+def reads_labels(reader: BaseReader) -> bool:
+    """Whether a reader's labels are those that records have under `tfrecords.LABEL`, as those of the kit's reader."""
+    return (
+        type(reader).prepare_serialized_examples is CatsVsDogsFeatureReader.prepare_serialized_examples
+        and getattr(type(reader), "decode_serialized_examples", None)
+        is CatsVsDogsFeatureReader.decode_serialized_examples
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """TFRecord files, and which of their records are read.
@@ -155,11 +165,13 @@ class Shards:
         bad_list: (file, record number in it from 0, id or "", reason) of each record to leave out. A file without any
             good record is listed once, and is not in `records`.
         num_bytes: total size of the files in `records`; 0 if unknown: the shuffle buffer then holds all records.
+        index: labels and pictures of the records that are read, or of the first ones; None if nobody asked for them.
     """
 
     records: dict[str, int]
     bad_list: list[tuple[str, int, str, str]] = dataclasses.field(default_factory=list)
     num_bytes: int = 0
+    index: ExampleIndex | None = None
 
     @functools.cached_property
     def bad(self) -> dict[str, list[int]]:

@@ -26,6 +26,7 @@ from absl import flags, logging
 from PIL import Image, ImageDraw
 
 from cats_vs_dogs import files, labels, utils
+from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.utils import UserError
 
 FLAGS = flags.FLAGS
@@ -320,7 +321,7 @@ def _draw_into_cache(folder: str) -> None:
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string(
+    define_path(
         "output_dir", "", "The folder to draw the sample set in. Made if needed; must be empty.", module_name="output"
     )
     flags.register_validator(

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs import files
+from cats_vs_dogs import file_patterns, files
 from cats_vs_dogs.utils import UserError
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
@@ -73,10 +73,11 @@ def write_shard(path: str, examples: Iterable[bytes]) -> None:
         files.replace(temporary, path)
 
 
-def _advice(start: bytes) -> str:
+def _advice(start: bytes, path: str) -> str:
     """Returns what to do about a file that is not a TFRecord file, judging by its first bytes."""
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"PK", b"RIFF", b"II", b"MM")):
-        return "; make shards of pictures with convert_images_to_tfrecords.py"
+        source = path if start.startswith(b"PK") else os.path.dirname(path) or "."
+        return f"; make shards of pictures first: {file_patterns.convert_command(source)}"
     if start.startswith(b"\x1f\x8b"):
         return " but compressed by gzip; unpack it first"
     return "; leave it out of the pattern, or make or download the shard again"
@@ -96,8 +97,12 @@ class Scan(NamedTuple):
     size: int
 
 
-def scan(path: str) -> Scan:
-    """Counts the records of a TFRecord file. Reads their length fields only, so other damage is not found.
+def scan(path: str, visit: Callable[[bytes], None] | None = None) -> Scan:
+    """Counts the records of a TFRecord file. Only length fields are checked, so other damage is not found.
+
+    Args:
+        path: the file.
+        visit: called with each record, up to any damage. None: only length fields are read.
 
     Raises:
         UserError: if the file cannot be opened or read.
@@ -105,10 +110,12 @@ def scan(path: str) -> Scan:
     with _reading(path):
         size, count = tf.io.gfile.stat(path).length, 0
     try:
-        for _ in walk(path, size=size):
+        for _, record in walk(path, with_bytes=visit is not None, size=size):
             count += 1
+            if visit:
+                visit(record)
     except DamageError as damage:
-        return Scan(count, str(damage), size)
+        return scan(path) if visit else Scan(count, str(damage), size)
     return Scan(count, "", size)
 
 
@@ -150,7 +157,7 @@ def walk(
                 file.seek(position)
                 header = file.read(_HEADER.size)
                 if not _is_header(header) and position == 0:
-                    raise DamageError(f"is not a TFRecord file{_advice(header)}")
+                    raise DamageError(f"is not a TFRecord file{_advice(header, path)}")
                 if len(header) == _HEADER.size and not _is_header(header):
                     raise DamageError(_BAD_CHECKSUM.format(number))
                 length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0

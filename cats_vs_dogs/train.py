@@ -25,14 +25,14 @@ import math
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 from absl import flags, logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, distribution, files, train_dir
+from cats_vs_dogs import bad_examples, distribution, files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
@@ -130,6 +130,7 @@ def prepare(job: Job) -> None:
                 job.state.rewind(is_resumed=restored is not None)
             train_dir.save_spec(folder, job.settings.model)
             train_dir.save_record(folder, job.record)
+            trained_data.save_keys(folder, job.trained_on)
             bad_examples.write_bad_examples(job.shards, os.path.join(folder, "bad_examples.csv"))
             if job.eval_shards:
                 files.make_output_folder(train_dir.eval_dir(folder), "train_dir")
@@ -207,7 +208,7 @@ def run(job: Job) -> int | None:
         return stop.signal_number or signal.SIGTERM
     evaluation.log_best()
     if is_chief:
-        log_next_commands(folder, bool(job.settings.data.train_data_pattern))
+        log_next_commands(job.settings, job.shards.files)
     return None
 
 
@@ -323,25 +324,46 @@ def log_if_nothing_is_left(job: Job, evaluation: TrainingEvaluation | NoEvaluati
 def log_stop(step: int) -> None:
     """Says where training was stopped, and what to type to resume it."""
     arguments = [argument for argument in sys.argv if not re.match("--?start_new_model", argument)]
-    logging.info("Stopped at step %d, which is saved. To resume: python %s", step, shlex.join(arguments))
+    resume = f"{utils.python_command()} {shlex.join(arguments)}"
+    logging.info("Stopped at step %d, which is saved. To resume: %s", step, resume)
 
 
-def log_next_commands(folder: str, has_own_data: bool) -> None:
-    """Says what to type next.
+def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
+    """Says what to type next: commands that can be pasted, and in words what needs a path that is not known here.
 
     Args:
-        folder: the train_dir.
-        has_own_data: whether the model was trained on something else than the sample set.
+        settings: those of the run.
+        shards: paths of the training shards.
     """
+    folder, data = settings.train_dir, settings.data
+    where = {} if folder == utils.default_train_dir() else {"train_dir": folder}
+    evaluated, predicted = {}, {}
+    is_sample_set = not data.train_data_pattern
+    if not is_sample_set:
+        evaluated["eval_data_pattern"] = data.eval_data_pattern or shards_beside(shards, "validation")
+        predicted["input_data_pattern"] = shards_beside(shards, "test")
     logging.info("Done training. The model is in %s. What to type next:", folder)
-    where = "" if folder == utils.TRAIN_DIR else f" --train_dir={shlex.quote(folder)}"
-    for script, data in (
-        ("eval.py --run_once", " --eval_data_pattern='...'"),
-        ("inference.py", " --input_data_pattern='...'"),
-    ):
-        path = os.path.join(os.path.dirname(sys.argv[0]), script)
-        logging.info("  python %s%s%s", path, where, data if has_own_data else "")
-    logging.info("  tensorboard --logdir=%s", shlex.quote(folder))
+    if all(evaluated.values()):
+        logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, **where))
+    if all(predicted.values()):
+        logging.info("  %s", utils.command("inference.py", **predicted, **where))
+    logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
+    if not all(evaluated.values()):
+        logging.info("To evaluate the model, give eval.py labelled shards that it was not trained on.")
+    if not all(predicted.values()):
+        logging.info("To predict your own photos, give inference.py their paths as --input_data_pattern.")
+    if data.eval_data_pattern:
+        best = shlex.quote(os.path.join(folder, "best"))
+        logging.info("With --train_dir=%s, they use the best model instead of the last.", best)
+
+
+def shards_beside(shards: Sequence[str], split: str) -> str:
+    """Returns the pattern of a split's shards in the folder of others; "" if that has none, or there are several."""
+    folders = {os.path.dirname(path) for path in shards}
+    folder = folders.pop()
+    if folders or not files.list_matching(folder or os.curdir, rf"{split}-\d+-of-\d+"):
+        return ""
+    return os.path.join(folder, f"{split}-*")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A train_dir: every file that the kit writes there, what may be done with it, and what its JSON files hold."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,7 +29,7 @@ class _Entry(NamedTuple):
 
 # Every file that the kit writes into a train_dir. --start_new_model deletes these and nothing else.
 _ENTRIES = (
-    _Entry(r"model_flags\.json|run\.json|bad_examples\.csv", "train", "replaced"),
+    _Entry(r"model_flags\.json|run\.json|trained_on\.npy|bad_examples\.csv", "train", "replaced"),
     _Entry(r"checkpoint|model\.ckpt-\d+\..*", "train", "kept up to the newest readable one"),
     _Entry(r"metrics\.jsonl|events\.out\.tfevents\..*", "train", "cut after the checkpoint"),
     _Entry(r"plugins/profile", "train", "kept"),
@@ -44,7 +45,7 @@ _FOLDERS = ("best", "eval", "export", "plugins")
 # Temporary files of a training run that was killed. Other scripts may be writing theirs at this moment.
 _LEFTOVERS = re.compile(
     r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
-    r"(checkpoint|[^/]*\.json|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
+    r"(checkpoint|[^/]*\.json|trained_on\.npy|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
 )
 # What a resumed run cannot change. With another seed it has another order of examples, but the same model.
 _FIXED = {field.name for field in dataclasses.fields(ModelSpec)} - {"seed"}
@@ -68,10 +69,17 @@ def export_dir(train_dir: str, step: int) -> str:
 def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
     """Writes the metrics of an evaluation to metrics-<step>.json in a folder.
 
+    Logs a warning if they replace those of the same step on other data; metrics.jsonl keeps both.
+
     Raises:
         UserError: if it cannot be written.
     """
-    files.write_json(os.path.join(folder, f"metrics-{step}.json"), metrics)
+    path, name = os.path.join(folder, f"metrics-{step}.json"), "eval_data_pattern"
+    with contextlib.suppress(UserError, *files.file_errors()):  # There is none, or a damaged one.
+        old = files.read_json(path)
+        if old.get(name) and metrics.get(name) and old[name] != metrics[name]:
+            logging.warning("%s held the metrics on %s; now it holds those on %s", path, old[name], metrics[name])
+    files.write_json(path, metrics)
 
 
 # ---- Whose files are there.
@@ -194,7 +202,7 @@ def check(train_dir: str, config: Config) -> bool:
 
 
 def _check_optimizer(train_dir: str, config: Config) -> None:
-    then, now = _stored_optimizer(_read_run(train_dir)), _optimizer_of(config)
+    then, now = _stored_optimizer(read_run(train_dir)), _optimizer_of(config)
     if then and then["class"] != now["class"]:
         raise UserError(
             f"--optimizer={config.optimizer.optimizer}: the model in --train_dir={train_dir} was made with "
@@ -246,7 +254,7 @@ def _seed_of_run(train_dir: str) -> int:
     """Returns the seed in the run.json of a train_dir, or of the one whose folder "best" it is; 0 without one."""
     path = train_dir.rstrip("/") if files.is_remote(train_dir) else os.path.abspath(train_dir)
     folder, name = os.path.split(path)
-    seed = _read_run(folder if name == "best" else train_dir).get("seed")
+    seed = read_run(folder if name == "best" else train_dir).get("seed")
     return seed if isinstance(seed, int) else 0
 
 
@@ -286,8 +294,10 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
     import numpy as np
     import tensorflow as tf
 
+    settings = config.settings()
+    patterns = {name: files.absolute_pattern(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
-        "flags": config.settings(),
+        "flags": settings | patterns,
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -296,7 +306,7 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
         },
         "seed": config.system.seed,
         "optimizer": _optimizer_of(config),
-        "shards": shards,
+        "shards": {files.absolute_path(path): count for path, count in shards.items()},
         "parameters": num_parameters,
         "replicas": num_replicas,
     }
@@ -307,9 +317,15 @@ def save_record(train_dir: str, record: dict[str, Any]) -> None:
     files.write_json(os.path.join(train_dir, "run.json"), record)
 
 
-def _read_run(train_dir: str) -> dict[str, Any]:
+def read_run(train_dir: str) -> dict[str, Any]:
+    """Returns what run.json holds; {} if it is not there."""
     path = os.path.join(train_dir, "run.json")
-    return files.read_json(path) if files.exists(path) else {}
+    try:
+        return files.read_json(path) if files.exists(path) else {}
+    except Exception as error:
+        if not isinstance(error, files.file_errors()):
+            raise
+        raise UserError(f"{path}: cannot be read: {files.explain_error(error)}; fix it") from error
 
 
 def fingerprint(record: dict[str, Any]) -> int:
@@ -327,7 +343,7 @@ def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
         train_dir: where run.json is.
         record: this run's, see `make_record`.
     """
-    then = _read_run(train_dir)
+    then = read_run(train_dir)
     if not then:
         return
     changes = ["other shards"] if _shards(then) != _shards(record) else []
@@ -344,6 +360,11 @@ def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
             "For a new model name another --train_dir or pass --start_new_model",
             *(train_dir, ", ".join(changes)),
         )
+
+
+def same_shards(run: dict[str, Any], shards: dict[str, int]) -> bool:
+    """Whether a run was trained on shards with these names and numbers of records; their folders may differ."""
+    return _shards(run) == _shards({"shards": shards})
 
 
 def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:

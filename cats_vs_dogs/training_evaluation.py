@@ -1,6 +1,7 @@
 """Evaluation while training: it keeps the best model, and may end training early."""
 
 from collections.abc import Callable
+from typing import Any
 
 from absl import logging
 
@@ -24,6 +25,7 @@ class TrainingEvaluation:
         progress: notes the evaluations.
         rows: gets a row of each evaluation.
         early_stop_evals: number of evaluations without a loss lower than the best that end training; 0: never.
+        about_data: further metrics: what is evaluated on, and how many of its examples were trained on.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class TrainingEvaluation:
         progress: Progress,
         rows: MetricsFile,
         early_stop_evals: int,
+        about_data: dict[str, Any],
     ):
         self._eval_dir, self._best_dir = train_dir.eval_dir(folder), train_dir.best_dir(folder)
         self._events = EventFile(self._eval_dir, train_dir.EVALUATION_SUFFIX)
@@ -45,6 +48,7 @@ class TrainingEvaluation:
         self._progress = progress
         self._rows = rows
         self._early_stop_evals = early_stop_evals
+        self._about_data = about_data
 
     @property
     def has_stopped_improving(self) -> bool:
@@ -70,7 +74,7 @@ class TrainingEvaluation:
         evaluation = self._evaluator.evaluate(step, self._events, should_stop)
         if evaluation is None:
             return
-        metrics, progress = evaluation.metrics, self._progress
+        metrics, progress = evaluation.metrics | self._about_data, self._progress
         train_dir.write_metrics(self._eval_dir, step, metrics)
         self._rows.add("evaluation", metrics)
         progress.evaluated.assign(step)

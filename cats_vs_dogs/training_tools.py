@@ -173,4 +173,5 @@ def make_evaluation(job: Job, log: TrainingLog) -> TrainingEvaluation | NoEvalua
         job.state.progress,
         log.rows,
         job.settings.periods.early_stop_evals,
+        {"eval_data_pattern": job.record["flags"]["eval_data_pattern"], "trained_on": job.eval_trained_on},
     )

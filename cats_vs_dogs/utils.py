@@ -11,6 +11,8 @@ import logging as python_logging
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -19,6 +21,8 @@ from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
+
+from cats_vs_dogs import flag_names
 
 TRAIN_DIR = "/tmp/cvd_model/"
 
@@ -68,10 +72,17 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
     try:
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
         others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
+    except flags.UnrecognizedFlagError as error:
+        answer = flag_names.explain_unknown_flag(error.flagname, dir(flags.FLAGS))
+        message = f"Unknown command line flag '{error.flagname}'{answer and f'; {answer}'}"
+        _exit_with_error(f"{message} (--help lists all flags)")
     except flags.Error as error:
-        _exit_with_error(f"{str(error).removeprefix('flag ')} (--help lists all flags)")
+        message = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
+        _exit_with_error(f"{message} (--help lists all flags)")
     if others and not pass_on_flags:
-        _exit_with_error(f"{' '.join(others)}: not a flag; write --name=value, and put quotes around patterns")
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
+        advice = flag_names.explain_words(others, dir(flags.FLAGS))
+        _exit_with_error(f"{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             _exit_with_error(f"--{name}={value}: must be a finite number")
@@ -220,8 +231,41 @@ def _is_ours_or_grave(record: python_logging.LogRecord) -> bool:
 
 def _exit_with_error(message: str) -> None:
     sys.stdout.flush()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # In one line, but a path in it may have several spaces.
+    print("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), file=sys.stderr)
     sys.exit(1)
+
+
+def command(script: str, *switches: str, **values: str) -> str:
+    """Returns a command to paste into a shell: it runs a script that lies beside the one that is running.
+
+    Args:
+        script: the script's file name, such as "eval.py".
+        switches: flags without a value, such as "run_once".
+        values: flags and their values.
+    """
+    folder, own_folder = os.path.dirname(sys.argv[0]), os.path.dirname(os.path.abspath(__file__))
+    if os.path.realpath(folder) != os.path.realpath(own_folder):  # Imported by another program.
+        folder = own_folder
+    path = os.path.join(folder, script)
+    arguments = [f" --{name}" for name in switches]
+    arguments += [f" --{name}={shlex.quote(value)}" for name, value in values.items()]
+    return f"{python_command()} {shlex.quote(path)}{''.join(arguments)}"
+
+
+def tensorboard_command() -> str:
+    """Returns what starts TensorBoard in a shell."""
+    is_on_path = os.path.dirname(shutil.which("tensorboard") or "") == os.path.dirname(sys.executable)
+    return "tensorboard" if is_on_path else f"{python_command()} -m tensorboard.main"
+
+
+def python_command() -> str:
+    """Returns what starts this interpreter in a shell: "python" if PATH leads to it, else its path."""
+    folder = os.path.dirname(sys.executable)
+    for name in ("python", "python3"):
+        if os.path.dirname(shutil.which(name) or "") == folder:
+            return name
+    return shlex.quote(sys.executable)
 
 
 def default_train_dir() -> str:

@@ -231,7 +231,7 @@ DAMAGE = {
     "text": (lambda data: b"a text file\n" * 9, 0, [0], "is not a TFRecord file; leave it out of the pattern"),
     "zeros": (lambda data: bytes(len(data)), 0, [0], "is not a TFRecord file"),
     "gzip": (gzip.compress, 0, [0], "is not a TFRecord file but compressed by gzip; unpack it first"),
-    "a picture": (lambda data: JPEG, 0, [0], "is not a TFRecord file; make shards of pictures with"),
+    "a picture": (lambda data: JPEG, 0, [0], "is not a TFRecord file; make shards of pictures first: "),
     "torn in the first": (lambda data: data[:50], 0, [0], "breaks off within record 0"),
     "torn in a record": (lambda data: data[: header_of(data, 6) + 50], 6, [6], "breaks off within record 6"),
     "torn in a header": (lambda data: data[: header_of(data, 6) + 5], 6, [6], "breaks off within record 6"),
@@ -406,7 +406,7 @@ def test_ids_that_a_csv_cannot_have(tmp_path, case):
     reader = IdReader()
     said = said.format(first=first, second=second)
 
-    shards = open_shards(pattern, "input_data_pattern", reader, "fail", unique_ids=True)
+    shards = open_shards(pattern, "input_data_pattern", reader, "fail", submission_format="2017")
     check = bad_examples.make_id_check(shards)
     with pytest.raises(UserError) as error:
         for (ids,) in readers.make_dataset(reader, shards, 2):
@@ -415,7 +415,7 @@ def test_ids_that_a_csv_cannot_have(tmp_path, case):
     assert said in str(error.value)
     assert "pass --bad_examples=skip" in str(error.value)
 
-    shards = open_shards(pattern, "input_data_pattern", reader, "skip", unique_ids=True)
+    shards = open_shards(pattern, "input_data_pattern", reader, "skip", submission_format="2017")
     assert shards.bad == {second: [number]}
     assert said.endswith(shards.bad_list[0][3]) or shards.bad_list[0][3].startswith(said.split(": ", 1)[-1][:40])
     check = bad_examples.make_id_check(shards)

@@ -46,7 +46,7 @@ def infer(train_dir, tmp_path, monkeypatch):
         output = tmp_path / "inference.csv"
         names = {"train_dir": str(train_dir), "output_file": str(output), "input_data_pattern": pattern}
         others = {"output_column": "probability", "batch_size": 1024, "bad_examples": bad_examples}
-        others["flip_average"] = False
+        others.update(flip_average=False, submission="2017")
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()
         return output.read_text()
@@ -77,7 +77,8 @@ def csv_of(folder):
 def assert_same_rows(csv_text, expected):
     """Compares two CSVs: the same ids in the same order, and probabilities that are equal up to rounding.
 
-    Batches of other sizes may be computed in another order, which changes the last bits.
+    Batches of other sizes may be computed in another order, which changes the last bits. Equal numbers
+    are the same text.
     """
     (header, *rows), (expected_header, *expected_rows) = (
         list(csv.reader(text.splitlines())) for text in (csv_text, expected)
@@ -88,6 +89,8 @@ def assert_same_rows(csv_text, expected):
         np.array([float(row[1]) for row in table]) for table in (rows, expected_rows)
     )
     np.testing.assert_allclose(probabilities, expected_probabilities, rtol=0, atol=2e-6)
+    for (_, text), (_, expected_text) in zip(rows, expected_rows, strict=True):
+        assert (text == expected_text) == (np.float32(text) == np.float32(expected_text))
     # A probability at one half may round to either side; none of these is.
     assert np.all(np.abs(expected_probabilities - 0.5) > 4e-6)
     np.testing.assert_array_equal(labels.is_dog(probabilities), labels.is_dog(expected_probabilities))
@@ -184,7 +187,7 @@ def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, mo
 
     monkeypatch.setattr(batch_pipeline.SavedModelHandler, "load_model", load_model)
     csv_text, errors = predict(write_shards(tmp_path / "in", num_examples=2, num_shards=1))
-    assert csv_text == "Id,Probability\nb,0.750000\n"
+    assert csv_text == "Id,Probability\nb,0.75\n"
     assert errors[0]["error"] == "the model's prediction is not a probability"
     assert errors[0]["records"] == [{"record": 0, "image_id": "a"}]
     assert len(loads) == 1
@@ -260,6 +263,10 @@ def test_folders_without_a_usable_model(train_dir, tmp_path):
     batch_pipeline.check_model(str(train_dir / "export"))
     with pytest.raises(UserError, match=f"^--model_dir={train_dir}: holds no SavedModel"):
         batch_pipeline.check_model(str(train_dir))
+    for step in (9, 10):
+        (tmp_path / "model [1]" / "export" / f"step_{step}").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"; write --model_dir='.*/model \[1\]/export/step_10'$"):
+        batch_pipeline.check_model(f"{tmp_path}/model [1]/")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "saved_model.pb").write_bytes(b"\xff" * 9)
     with pytest.raises(UserError, match="holds no SavedModel"):

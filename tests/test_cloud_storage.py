@@ -1,13 +1,16 @@
 """Every path may be gs://: the scripts run on a stand-in for Cloud Storage, through TensorFlow's own client."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import forked_python, jpeg, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, write_shards
 from fake_gcs import FakeGcs
 
 DRIVER = Path(__file__).resolve().parent / "run_scripts.py"
@@ -197,3 +200,42 @@ def test_buckets_that_are_not_there_or_closed_are_named_in_one_line(said_of, tmp
     assert len(said) == len(expected)
     for line, beginning in zip(said, expected, strict=True):
         assert line.startswith(beginning)
+
+
+def test_patterns_on_gs(gcs):
+    """They mean the same as on this machine."""
+    names = ["d/1.jpg", "d/a/2.jpg", "d/a/b/3.jpg", "d [1]/4.jpg", "d [1]/x/5.jpg", "d1/6.jpg", "d [1]/IMG [7].jpg"]
+    gcs.buckets["b"] = dict.fromkeys(names, b"x")
+    expected = {
+        "d/*.jpg": "1",
+        "d/*": "1",
+        "d/**/*.jpg": "123",
+        "d/**": "123",
+        "d/**/b/*": "3",
+        "*/**/[36].jpg": "36",
+        "d [1]/*.jpg": "4]",
+        "d [1]/**/[45].jpg": "45",
+        "d[1]/*": "6",
+        "d [1]/IMG [7].jpg": "]",
+    }
+    code = (
+        "import sys; from cats_vs_dogs.files import *\nfor one in sys.argv[1:]: print(*list_files(one, 'x'), sep='|')"
+    )
+    command = [sys.executable, "-c", code]
+    patterns = [f"gs://b/{pattern}" for pattern in expected]
+    environment = os.environ | gcs.environment()
+    process = subprocess.run([*command, *patterns], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = ["".join(sorted(path[-5] for path in line.split("|"))) for line in process.stdout.splitlines()]
+    assert dict(zip(expected, found, strict=True)) == expected
+
+
+@pytest.mark.slow
+def test_brackets_in_train_dir_on_gs(run_script, gcs, tmp_path):
+    upload(gcs, Path(write_shards(tmp_path / "shards")).parent, "data [1]")
+    data, where = "gs://b/data [1]/train-*", "--train_dir=gs://b/run [lr=0.01]"
+    train = ["train", f"--train_data_pattern={data}", where, "--batch_size=10", "--image_size=8"]
+    scripts = [[*train, "--max_steps=2"], [*train, "--max_steps=3"], ["eval", where, f"--eval_data_pattern={data}"]]
+    scripts[-1].append("--run_once")
+    said = run_scripts(run_script, scripts, env=gcs.environment()).stderr
+    assert "Resuming from gs://b/run [lr=0.01]/model.ckpt-2" in said and "epoch/eval number 3" in said

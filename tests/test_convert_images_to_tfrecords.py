@@ -8,12 +8,12 @@ import shlex
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import jpeg
+from conftest import REPOSITORY, jpeg
 from photo_files import JPEG, encode, picture, write_folder, write_zip
 
 from cats_vs_dogs import convert_images_to_tfrecords as converter
 from cats_vs_dogs import files as kit_files
-from cats_vs_dogs import tfrecords
+from cats_vs_dogs import tfrecords, utils
 from cats_vs_dogs.utils import UserError
 
 
@@ -65,7 +65,7 @@ MICROSOFT = {"PetImages/Cat/0.jpg": JPEG, "PetImages/Dog/0.jpg": JPEG, "readme[1
         ({"CATS/a.jpg": JPEG, "dogs/b.jpg": JPEG}, {"a.jpg": 0, "b.jpg": 1}, []),
         (
             {"train/cats/a.jpg": JPEG, "train/dogs/b.jpg": JPEG, "validation/cats/a.jpg": JPEG},
-            {"train/cats/a.jpg": 0, "train/dogs/b.jpg": 1, "validation/cats/a.jpg": 0},
+            {"train/cats/a.jpg": 0, "train/dogs/b.jpg": 1},  # The third is in validation-*.
             [],
         ),
     ],
@@ -300,11 +300,13 @@ def test_the_script(run_script, fails_in_one_line, tmp_path):
 )
 def test_the_next_command_can_be_pasted(convert, tmp_path, monkeypatch, caplog, files, script, flag):
     caplog.set_level("INFO", logger="absl")
+    (tmp_path / "my kit").symlink_to(REPOSITORY)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["my kit/cats_vs_dogs/convert_images_to_tfrecords.py"])
     out = convert(write_zip(tmp_path / "in.zip", files), tmp_path / "it's [0-9] mine")
     command = next(message for message in caplog.messages if message.startswith("next: "))
     python, path, data, _ = shlex.split(command.removeprefix("next: "))
-    assert (python, path) == ("python", f"my kit/cats_vs_dogs/{script}")
+    assert (python, path) == (utils.python_command(), f"my kit/cats_vs_dogs/{script}")
     name, pattern = data.split("=", 1)
     assert name == f"--{flag}"
     assert kit_files.list_files(pattern, flag) == glob.glob(f"{glob.escape(str(out))}/*-of-*") != []

@@ -1,11 +1,13 @@
 """The converter from JSON predictions to the CSV, on lines of the three formats that it reads."""
 
 import base64
+import gzip
 import json
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import jpeg
 
@@ -35,11 +37,11 @@ def record(image_id):
 def convert(tmp_path):
     """Returns a function that writes files of lines and returns their CSV."""
 
-    def run(files, output_column="category"):
+    def run(files, output_column=None, submission_format="2017"):
         for name, lines in files.items():
             (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         output = tmp_path / "out.csv"
-        converter.convert(str(tmp_path / "prediction.*"), str(output), output_column)
+        converter.convert(str(tmp_path / "prediction.*"), str(output), output_column, submission_format)
         return output.read_text(encoding="utf-8")
 
     return run
@@ -81,8 +83,38 @@ def test_rows_keep_the_order_of_files_and_lines(convert):
 
 def test_probability_column_and_quotes(convert):
     lines = [line_vertex('고양이, "나비".jpg', [0, 1], [0.75, 0.25]), line_vertex("b.jpg", [1], [1.0000001])]
-    expected = 'Id,Probability\n"고양이, ""나비"".jpg",0.250000\nb.jpg,1.000000\n'
+    expected = 'Id,Probability\n"고양이, ""나비"".jpg",0.25\nb.jpg,0.99999999\n'
     assert convert({"prediction.results-0": lines}, "probability") == expected
+
+
+def test_probabilities_keep_their_digits(convert):
+    exact = float(np.float32(0.8))  # 0.800000011920929, as batch_predict.py writes it.
+    values = [exact, 0.8, 0.9999999403953552, 0.123456789012, 1e-12, 1]
+    lines = [line_2017(str(number), [0, 1], [1 - value, value]) for number, value in enumerate(values)]
+    rows = convert({"prediction.results-0": lines}, "probability").splitlines()[1:]
+    assert rows == ["0,0.8", "1,0.8", "2,0.99999994", "3,0.123456789012", "4,1e-12", "5,0.99999999"]
+
+
+def test_kaggle(convert, tmp_path):
+    files = {
+        "prediction.results-0": [line_2017("test1/10.jpg", [0, 1], [0, 1]), line_2017("00002.png", [1, 0], [0.4, 0.6])],
+        "prediction.results-1": [line_vertex("1", [0, 1], [0.25, 0.75])],
+    }
+    assert convert(files, None, "kaggle") == "id,label\n1,0.75\n2,0.4\n10,0.9999999\n"
+    assert convert(files, "category", "kaggle") == "id,label\n1,1\n2,0\n10,1\n"
+    (tmp_path / "out.csv").write_text("older")
+    for image_id, message in (
+        ("cover.jpg", "its id is not a number, such as 12.jpg, which --submission=kaggle needs; fix the id"),
+        (
+            "2.jpg",
+            f"its number is that of 00002.png, which came before, in {tmp_path}/prediction.results-0: line 2; fix",
+        ),
+        ("1", f"its id came before, in {tmp_path}/prediction.results-1: line 1; match the files of one job only"),
+    ):
+        with pytest.raises(UserError) as error:
+            convert({"prediction.results-2": [line_2017(image_id, [1], [0.5])]}, None, "kaggle")
+        assert str(error.value).startswith(f'{tmp_path}/prediction.results-2: line 1 ("{image_id}"): {message}')
+        assert (tmp_path / "out.csv").read_text() == "older"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +170,32 @@ def test_deeply_nested_lists_are_an_error_in_one_line():
     for depth in range(900, 1000):  # Python reads about 1,000 levels, and writes fewer.
         with pytest.raises(ValueError, match="not JSON|is missing in"):
             converter.parse_line('{"x": ' + "[" * depth + "]" * depth + "}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(line_2017("a", [1], [0.5]).encode()),
+        "\n".join([line_2017("a", [1], [0.5])] * 2).encode("utf-16"),
+        json.dumps([json.loads(line_2017("a", [1], [0.5]))]).encode(),
+        json.dumps(json.loads(line_2017("a", [1], [0.5])), indent=4).encode(),
+        b"Id,Category\na,1\n",
+    ],
+)
+def test_files_that_do_not_hold_lines_of_json(tmp_path, content):
+    (tmp_path / "results").write_bytes(content)
+    with pytest.raises(UserError, match="/results: line 1: .*unpacked, with one prediction in each line, or fetch a"):
+        converter.convert(str(tmp_path / "results"), str(tmp_path / "out.csv"))
+
+
+def test_the_csv_replaces_no_input(convert, tmp_path):
+    line = line_2017("a", [1], [0.5])
+    (tmp_path / "prediction.0").write_text(line)
+    (tmp_path / "folder").mkdir()
+    for output in (f"{tmp_path}/prediction.0", f"{tmp_path}/folder/../prediction.0"):
+        with pytest.raises(UserError, match=f"^--csv_output_file={output}: is one of the input files; name another"):
+            converter.convert(str(tmp_path / "pred*"), output)
+    assert (tmp_path / "prediction.0").read_text() == line
 
 
 def test_an_empty_file_among_others_is_no_error(convert, tmp_path):

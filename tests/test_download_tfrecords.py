@@ -481,3 +481,25 @@ def test_tensorflow_is_not_imported(gcs, tmp_path):
         f"download('gs://cvd/**', {str(tmp_path)!r}); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("sh [1]/train-*", "train-1"),
+        ("sh [1]/**/train-*", "train-1 train-2"),
+        ("sh [1]", "test-1 train-1 train-2"),
+        ("sh [1]/train-1", "train-1"),
+        ("sh [2-9]/train-*", "train-3"),
+        ("sh[1]/train-*", ""),
+    ],
+)
+def test_a_folder_of_exactly_the_name_is_no_pattern(gcs, tmp_path, pattern, expected):
+    names = ["sh [1]/train-1", "sh [1]/test-1", "sh [1]/a/train-2", "sh 2/train-3", "sh 1/train-4"]
+    gcs.buckets["cvd"] = dict.fromkeys(names, b"x")
+    if not expected:
+        with pytest.raises(UserError, match="matches no object"):
+            download(f"gs://cvd/{pattern}", str(tmp_path))
+        return
+    download(f"gs://cvd/{pattern}", str(tmp_path))
+    assert " ".join(sorted(files_in(tmp_path))) == expected

@@ -73,7 +73,7 @@ def test_without_a_flag_the_sample_set_is_used(run_script, tmp_path):
 def test_what_training_leaves_behind(trained):
     names = {path.name.split(".out.")[0] for path in trained.iterdir()}
     files = {"model_flags.json", "run.json", "checkpoint", "model.ckpt-20.index", "model.ckpt-20.data-00000-of-00001"}
-    assert names == files | {"events", "export", "metrics.jsonl"}
+    assert names == files | {"events", "export", "metrics.jsonl", "trained_on.npy"}
     assert [path.name for path in (trained / "export").iterdir()] == ["step_20"]
     run = json.loads((trained / "run.json").read_text())
     assert run["parameters"] == 3073
@@ -328,7 +328,7 @@ BAD_TRAINING = {
         "--optimizer_params: {trained}/model.ckpt-",
     ),
     "no number": (["--batch_size=many"], "--batch_size=many"),
-    "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
+    "unknown flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'; did you mean --batch_size?"),
     "no flag": (["train.tfrecord"], "train.tfrecord: not a flag"),
     "shrinks": (
         ["--first_image_size=64"],
@@ -353,7 +353,7 @@ BAD_TRAINING = {
     ),
     "loss parameter": (['--loss_params={{"b": 4}}'], 'CrossEntropyLoss.calculate_loss has no parameter "b"'),
     "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
-    "photos": (["--train_data_pattern={photos}/*.jpg"], "make shards of pictures with convert_images_to_tfrecords.py"),
+    "photos": (["--train_data_pattern={photos}/*.jpg"], "--images={photos} --output_dir={photos}-shards"),
     "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
     "new model that cannot be built": (
         ["--train_dir={trained}", "--start_new_model", "--model=MoeModel", '--model_params={{"nix": 1}}'],
@@ -427,7 +427,7 @@ def test_going_on_with_other_data_is_said(run_script, shards, trained, tmp_path)
     said = run_script("train", f"--train_data_pattern={other}", f"--train_dir={train_dir}", "--seed=3").stderr
     changes = "other shards, batch_size=16 (now 512), seed=0 (now 3); it resumes from its step"
     assert f"WARNING: the model in {train_dir} was trained with {changes}" in said
-    assert f"inference.py --train_dir={train_dir} --input_data_pattern='...'" in said
+    assert "To predict your own photos, give inference.py their paths as --input_data_pattern" in said
 
 
 def test_help_is_no_error(run_script):

@@ -2,13 +2,14 @@
 
 import csv
 import gzip
+import os
 import sys
 import types
 
 import pytest
 from conftest import jpeg, write_shards
 
-from cats_vs_dogs import checkpoints, inference, tfrecords
+from cats_vs_dogs import bad_examples, checkpoints, inference, tfrecords
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
@@ -27,10 +28,11 @@ def train_dir(tmp_path_factory):
 def infer(train_dir, tmp_path, monkeypatch):
     """Returns a function that predicts what a pattern matches, below tmp_path, and returns the rows and the list."""
 
-    def run(pattern, bad_examples="fail"):
+    def run(pattern, bad_examples="fail", submission_format="2017"):
         output = tmp_path / "out.csv"
         names = {"train_dir": train_dir, "output_file": str(output), "input_data_pattern": str(tmp_path / pattern)}
         others = {"output_column": "probability", "batch_size": 3, "bad_examples": bad_examples, "flip_average": False}
+        others["submission"] = submission_format
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()
         listed = tmp_path / "out.csv.bad_examples.csv"
@@ -83,6 +85,83 @@ def test_ambiguous_ids(infer, tmp_path, caplog):
     caplog.clear()
     assert infer("in/test-0")[1] is None  # The older list is deleted.
     assert f"The output file was written to {tmp_path}/out.csv: 4 rows\n" in caplog.text
+
+
+def test_kaggle_of_shards(infer, tmp_path):
+    write_test_shards(tmp_path / "in", ["12.jpg", "1.jpg"], ["2.jpg", "cover.jpg", "0.jpg"], ["01.png", "3.jpg"])
+    _, second, third = (tmp_path / "in" / f"test-{number}" for number in range(3))
+    (tmp_path / "out.csv").write_text("older")
+    no_number = "its id is not a number, such as 12.jpg, which --submission=kaggle needs"
+    twice = f"its number is that of 1.jpg, which came before, in {tmp_path}/in/test-0: record 1"
+    with pytest.raises(UserError) as error:
+        infer("in/*", submission_format="kaggle")
+    advice = "fix or remove it, or pass --bad_examples=skip"
+    assert str(error.value) == f"{second}: record 1 (cover.jpg): {no_number}; {advice}"
+    with pytest.raises(UserError) as error:
+        infer("in/*[02]", submission_format="kaggle")
+    assert str(error.value) == f"{third}: record 0 (01.png): {twice}; {advice}"
+    assert (tmp_path / "out.csv").read_text() == "older"
+    rows, listed = infer("in/*", "skip", "kaggle")
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "12"]
+    assert listed == [[str(second), "1", "cover.jpg", no_number], [str(third), "0", "01.png", twice]]
+
+
+def test_kaggle_of_pictures(infer, tmp_path, monkeypatch):
+    folder = tmp_path / "test1"
+    folder.mkdir()
+    for name in ("10.jpg", "2.jpg", "cover.jpg"):
+        (folder / name).write_bytes(JPEG)
+    rows, listed = infer("test1/*", "skip", "kaggle")
+    assert [row[0] for row in rows] == ["2", "10"]
+    assert [row[2] for row in listed] == ["cover.jpg"]
+    monkeypatch.setattr(inference, "predict", None)  # The ids are checked before the first prediction.
+    with pytest.raises(UserError, match="^.*/cover.jpg: record 0 .cover.jpg.: its id is not a number, such as 12.jpg"):
+        infer("test1/*", submission_format="kaggle")
+
+
+@pytest.mark.parametrize("num_after", [1, 5])
+def test_a_shard_that_changes_while_it_is_predicted(infer, tmp_path, monkeypatch, num_after):
+    write_test_shards(tmp_path / "in", ["a", "b", "c"])
+    make_id_check = bad_examples.make_id_check
+
+    def change(*args):
+        records = [tfrecords.make_example(JPEG, str(number), None) for number in range(num_after)]
+        tfrecords.write_shard(str(tmp_path / "in" / "test-0"), records)
+        return make_id_check(*args)
+
+    monkeypatch.setattr(bad_examples, "make_id_check", change)
+    with pytest.raises(
+        UserError, match=f"^{num_after} examples predicted, but 3 counted at the start: the input files"
+    ):
+        infer("in/*")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_csv_replaces_no_input(infer, tmp_path):
+    (tmp_path / "out.csv").write_bytes(JPEG)
+    (tmp_path / "photo.jpg").write_bytes(JPEG)
+    with pytest.raises(UserError, match=f"^--output_file={tmp_path}/out.csv: is one of the input files; name another"):
+        infer("*.*")
+    assert (tmp_path / "out.csv").read_bytes() == JPEG
+
+
+def test_names_that_no_csv_can_have(infer, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(JPEG)
+    with open(os.path.join(os.fsencode(folder), b"\xb0\xed.jpg"), "wb") as file:
+        file.write(JPEG)
+    for flag in ("fail", "skip"):
+        with pytest.raises(UserError, match="in/.udcb0.udced.jpg', whose name is not UTF-8; rename it$"):
+            infer("in/*", flag)
+    (folder / "2\n.jpg").write_bytes(JPEG)
+    with pytest.raises(
+        UserError, match="2\n.jpg.: its id has a line break; fix or remove it, or pass --bad_examples=s"
+    ):
+        infer("in/[12]*")
+    rows, listed = infer("in/[12]*", "skip")
+    assert [row[0] for row in rows] == ["1.jpg"]
+    assert [row[2:] for row in listed] == [["2\n.jpg", "its id has a line break"]]
 
 
 def test_damaged_shards(infer, tmp_path):

@@ -10,14 +10,26 @@ from conftest import REPOSITORY
 
 # A module imports only from floors above its own in this list.
 FLOORS = [
+    {"flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
+    {"file_patterns"},
     {"files", "figures", "untracked", "average_precision_calculator"},
     {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
-    {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
+    {
+        "cvd_models",
+        "decoding",
+        "optimizers",
+        "photo_sources",
+        "photo_splits",
+        "sample_data",
+        "submission",
+        "eval_util",
+        "example_index",
+    },
     {"readers", "summaries", "metrics_log", "plan"},
     {"classifier", "bad_examples", "distribution"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
-    {"checkpoints", "evaluation", "training_log"},
+    {"checkpoints", "evaluation", "training_log", "trained_data"},
     {
         "batch_predict",
         "convert_images_to_tfrecords",

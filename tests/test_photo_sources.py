@@ -2,13 +2,14 @@
 
 import os
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 
 import pytest
 from photo_files import JPEG, write_folder, write_zip
 
-from cats_vs_dogs import photo_sources
+from cats_vs_dogs import convert_images_to_tfrecords, photo_sources
 from cats_vs_dogs.pictures import BadImage
 from cats_vs_dogs.utils import UserError
 
@@ -107,3 +108,96 @@ def test_a_broken_or_missing_source_is_an_error(tmp_path):
         contents(tmp_path / "in.zip")
     with pytest.raises(UserError, match="--images=.*other.zip: no such file or folder"):
         contents(tmp_path / "other.zip")
+
+
+def tar(kind, tmp_path):
+    """Returns the bytes of a tar of one photo, compressed or not, as `tarfile` writes it."""
+    with tarfile.open(tmp_path / "tar", f"w:{kind}") as archive:
+        (tmp_path / "cat.0.jpg").write_bytes(JPEG)
+        archive.add(tmp_path / "cat.0.jpg", "cat.0.jpg")
+    return (tmp_path / "tar").read_bytes()
+
+
+UNPACK = "only .zip is read; unpack it first, then give the folder"
+OTHERS = {
+    "gz": (lambda path: tar("gz", path), f"is an archive of the kind gzip, and {UNPACK}"),
+    "bz2": (lambda path: tar("bz2", path), f"is an archive of the kind bzip2, and {UNPACK}"),
+    "xz": (lambda path: tar("xz", path), f"is an archive of the kind xz, and {UNPACK}"),
+    "tar": (lambda path: tar("", path), f"is an archive of the kind tar, and {UNPACK}"),
+    "zstd": (lambda path: b"\x28\xb5\x2f\xfd\x04\x00", f"is an archive of the kind zstd, and {UNPACK}"),
+    "7z": (lambda path: b"7z\xbc\xaf\x27\x1c\x00\x04", f"is an archive of the kind 7z, and {UNPACK}"),
+    "rar": (lambda path: b"Rar!\x1a\x07\x01\x00", f"is an archive of the kind rar, and {UNPACK}"),
+    "a tar of a zip": (lambda path: tar_of_a_zip(path), f"is an archive of the kind tar, and {UNPACK}"),
+    "a web page": (lambda path: b"\n <!DOCTYPE html><html>log in", "is a web page, not a .zip: the site wants a login"),
+    "an answer": (lambda path: b'{"code": 403}', "is named .zip, but is no .zip; download it again"),
+    "nothing": (lambda path: b"", "is empty; download it again"),
+    "a picture": (lambda path: JPEG, "is one picture; give the folder of the photos: --images="),
+    "half a zip": (
+        lambda path: write_zip(path / "x", {"cat.0.jpg": JPEG}).read_bytes()[:-30],
+        "not a zip file); downl",
+    ),
+}
+
+
+def tar_of_a_zip(tmp_path):
+    """Returns a tar that ends like a .zip, so that `zipfile` opens it."""
+    inner = write_zip(tmp_path / "train.zip", {"cat.0.jpg": JPEG})
+    with tarfile.open(tmp_path / "tar", "w") as archive:
+        archive.add(inner, "train.zip")
+    return (tmp_path / "tar").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["in [1].zip", "in"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_zip_is_named_by_its_first_bytes(tmp_path, kind, name):
+    make, said = OTHERS[kind]
+    path = tmp_path / name
+    path.write_bytes(make(tmp_path))
+    if kind == "an answer" and name == "in":
+        said = "neither a folder nor a .zip; give a folder or .zip of photos"
+    with pytest.raises(UserError) as caught:
+        contents(path)
+    assert str(caught.value).startswith(f"--images={path}: ") and said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["in.zip", "in.z01", "in.zip.001"])
+def test_a_part_of_a_zip(tmp_path, name):
+    for part in ("in.z01", "in.zip.001", name):
+        (tmp_path / part).write_bytes(b"PK\x07\x08 some part")
+    with pytest.raises(UserError, match=f"^--images={tmp_path}/{name}: is one of several parts of a .zip; unpack them"):
+        contents(tmp_path / name)
+
+
+def test_patterns_and_pipes_are_no_sources(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no regular file; give a folder or a .zip"):
+        contents(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pattern is not read here; give the folder"):
+        contents(tmp_path / "*.jpg")
+
+
+@pytest.mark.parametrize(
+    ("make", "files", "said"),
+    [
+        (
+            write_folder,
+            {"test1.zip": b"PK", "train.zip": b"PK", "read.me": b"x"},
+            "train.zip, test1.zip; give the .zip itself",
+        ),
+        (write_folder, {"a/cats.tar.gz": b"x"}, "a/cats.tar.gz; unpack it first, then give the folder of the photos"),
+        (
+            write_zip,
+            {"test1.zip": b"PK", "train.zip": b"PK"},
+            "train.zip, test1.zip; unpack it first, then give the folder",
+        ),
+    ],
+)
+def test_archives_in_place_of_photos(tmp_path, make, files, said):
+    path = make(tmp_path / "in [1]", files)
+    with pytest.raises(UserError) as caught:
+        convert_images_to_tfrecords.convert(str(path), str(tmp_path / "out"), 10, 1000, 1)
+    assert str(caught.value).startswith(f"--images={path}: holds no pictures, but {said}")
+    if "itself" in said:
+        assert f"--images='{path}/train.zip'" in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -36,7 +36,7 @@ def test_counting_records(tmp_path):
         (lambda data: b"", "the file is empty"),
         (lambda data: data[:-1], "breaks off within record 6"),
         (lambda data: data[:5], "is not a TFRecord file"),
-        (lambda data: jpeg(), "is not a TFRecord file; make shards of pictures with convert_images_to_tfrecords.py"),
+        (lambda data: jpeg(), "is not a TFRecord file; make shards of pictures first: "),
         (lambda data: gzip.compress(data), "is not a TFRecord file but compressed by gzip; unpack it"),
         (lambda data: b"a text file\n" * 9, "is not a TFRecord file; leave it out"),
     ],
