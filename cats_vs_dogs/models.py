@@ -18,7 +18,7 @@ class BaseModel:
         inference by themselves. Regularizers of layers are added to the loss.
 
         Constants may be drawn with np.random, random, keras.random or tf.random, which are seeded. Variables must
-        belong to layers that are called here, on Keras tensors: others, as of a layer inside Lambda, are refused.
+        belong to layers that are called here, on Keras tensors; those of a layer inside Lambda are refused.
 
         Args:
             model_input: symbolic float32 [batch, height, width, 3], pixels in [-1, 1].

@@ -181,6 +181,7 @@ def test_a_reader_of_other_features_is_left_alone(tmp_path, caplog, read, bad_ex
         (record_with(image_class_label=-3, image_filename=5, image_encoded=[b"1", b"2"]), (-3, "")),
         (record_with(image_class_label=1, image_filename=b"\xff"), (1, "\ufffd")),
     ],
+    ids=range(7),
 )
 def test_any_record_can_be_looked_at(record, expected):
     example = example_index.read_example(record)
