@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, forked_python
 
 from cats_vs_dogs import plain_imports
 
@@ -39,6 +39,17 @@ IMPORTS = {
     "import importlib\nm = importlib.reload(importlib.import_module('layers'))": "m is full('layers')",
     "import pickle, losses": "type(pickle.loads(pickle.dumps(losses.BaseLoss()))) is full('losses').BaseLoss",
     "import random": "random.random",  # Python's, though a random.py is there.
+    "# -*- coding: latin-1 -*-\nimport models  # \xe9": "models is full('models')",
+    "from __future__ import division\nimport models": "models is full('models')",
+    "import models\r\nimport utils\r\n": "models is full('models') and utils is full('utils')",
+    "if True:\n\timport models": "models is full('models')",
+    "import utils as u, losses as l": "u is full('utils') and l is full('losses')",
+    "exec('import models')": "models is full('models')",
+    "class A:\n  import models\n  from utils import UserError as E": "A.models is full('models') and A.E",
+    "import models; models = 3; import models": "models is full('models')",
+    '"Docs: import models"': "'models' not in globals()",
+    "import xml.dom.minidom, nets.vgg, models": "xml.dom.minidom.parse and nets.vgg and models is full('models')",
+    "with open(__file__):\n  from nets import vgg as v, models as m": "v.models is m is full('models')",
     "from cats_vs_dogs import models": "models is full('models')",
     "from . import models": "models is full('models')",
 }
@@ -57,7 +68,7 @@ def fork(tmp_path_factory):
         "layers": "import models\nMINE = 1\n",
         "data": "MINE = 2\n",
         "random": "raise RuntimeError\n",
-        "nets/__init__": "",
+        "nets/__init__": "import models\n",
         "nets/vgg": "import models\nimport layers\n",
         "plain/deep": "import layers\n",
         "helper": "import cvd_models\n",
@@ -75,13 +86,45 @@ def run(folder, *arguments, code="", cwd=None):
 def test_every_form_of_import_gives_the_one_module(fork):
     files = []
     for number, (statement, expression) in enumerate(IMPORTS.items()):
-        (fork / "cats_vs_dogs" / f"form{number}.py").write_text(
-            f"{statement}\nimport importlib as i\ndef full(name): return i.import_module('cats_vs_dogs.' + name)\n"
-            f"assert {expression}, {statement!r}\n"
-        )
+        text = f"{statement}\nimport importlib as i\ndef full(name): return i.import_module('cats_vs_dogs.' + name)\n"
+        text += f"assert {expression}, {statement!r}\n"
+        (fork / "cats_vs_dogs" / f"form{number}.py").write_bytes(text.encode("latin-1"))
         files.append(f"form{number}")
     process = run(fork, code=f"import importlib\nfor name in {files}: importlib.import_module('cats_vs_dogs.' + name)")
     assert process.returncode == 0, process.stderr
+
+
+def test_a_package_of_the_fork_has_its_folders(fork, tmp_path):
+    shutil.copy(REPOSITORY / "setup.py", fork)
+    run(fork, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), "--build-lib", str(tmp_path / "lib"))
+    code = "import cats_vs_dogs.nets.vgg as v, cats_vs_dogs.plain.deep as d; print(d.layers is v.layers, v.__file__)"
+    process = run(tmp_path / "lib", code=code)
+    assert process.stdout == f"True {tmp_path}/lib/cats_vs_dogs/nets/vgg.py\n", process.stderr
+    assert not (tmp_path / "lib" / "cats_vs_dogs" / "nothing_to_import").exists()
+
+
+def test_models_and_losses_of_helper_modules_are_trained(fork, tmp_path):
+    package = fork / "cats_vs_dogs"
+    (package / "my_models.py").write_text("import cvd_models\nclass MyModel(cvd_models.LogisticModel): pass\n")
+    (package / "my_losses.py").write_text(
+        "import losses\n"
+        "class MyLoss(losses.CrossEntropyLoss):\n"
+        "  def calculate_loss(self, predictions, labels):\n"
+        "    import models, tensorflow as tf\n"
+        "    if tf.reduce_sum(labels) > 0: assert models.BaseModel\n"  # AutoGraph rewrites this function.
+        "    return super().calculate_loss(predictions, labels)\n"
+    )
+    originals = {name: (package / f"{name}.py").read_text() for name in ("cvd_models", "losses")}
+    try:
+        for name, line in (("cvd_models", "from my_models import MyModel"), ("losses", "from my_losses import MyLoss")):
+            (package / f"{name}.py").write_text(f"{originals[name]}\n\n{line}\n")
+        flags = ["--model=MyModel", "--label_loss=MyLoss", "--max_steps=1", f"--train_dir={tmp_path}/model"]
+        command = [*forked_python(), str(package / "train.py"), *flags]
+        process = subprocess.run(command, cwd=fork, capture_output=True, text=True)
+    finally:
+        for name, text in originals.items():
+            (package / f"{name}.py").write_text(text)
+    assert process.returncode == 0 and "MyModel: 3,073 parameters." in process.stderr, process.stderr
 
 
 def test_bytecode_of_plain_python_is_not_used(fork):
