@@ -32,9 +32,14 @@ def install() -> None:
     sys.meta_path[:] = [_Finder, *others, _ScriptFinder]
 
 
+def is_taken(name: str) -> bool:
+    """Whether a plain module name means a module of Python, or a package that the kit needs."""
+    return name in sys.stdlib_module_names or name in REQUIRED
+
+
 def is_in_folder(name: str) -> bool:
     """Whether a plain module name, such as "models", means a file or a subfolder of this folder."""
-    if name in sys.stdlib_module_names or name in REQUIRED:
+    if is_taken(name):
         return False
     path = os.path.join(_FOLDER, name)
     return os.path.isfile(f"{path}.py") or (

@@ -4,6 +4,7 @@ import importlib
 import os
 import traceback
 
+from cats_vs_dogs import plain_imports
 from cats_vs_dogs.utils import UserError
 
 # Each imports only those before it.
@@ -16,8 +17,14 @@ def import_all() -> None:
     """Imports the losses, the readers and the models, with all files that they import.
 
     Raises:
-        UserError: if one of them cannot be imported; names the file and the line.
+        UserError: if one of them cannot be imported, naming the file and the line; or if a file of the folder has a
+            name that means another module.
     """
+    for entry in sorted(os.listdir(_FOLDER)):
+        name = entry.removesuffix(".py")
+        if plain_imports.is_taken(name):
+            path = os.path.join(_FOLDER, entry)
+            raise UserError(f"{path}: `import {name}` means a module that is not in this folder; give it another name")
     for name in _NAMES:
         try:
             importlib.import_module(f"{__package__}.{name}")

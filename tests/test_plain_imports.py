@@ -38,7 +38,6 @@ IMPORTS = {
     "from importlib import reload\nimport layers": "reload(layers) is layers is full('layers')",
     "import importlib\nm = importlib.reload(importlib.import_module('layers'))": "m is full('layers')",
     "import pickle, losses": "type(pickle.loads(pickle.dumps(losses.BaseLoss()))) is full('losses').BaseLoss",
-    "import random": "random.random",  # Python's, though a random.py is there.
     "# -*- coding: latin-1 -*-\nimport models  # \xe9": "models is full('models')",
     "from __future__ import division\nimport models": "models is full('models')",
     "import models\r\nimport utils\r\n": "models is full('models') and utils is full('utils')",
@@ -67,7 +66,6 @@ def fork(tmp_path_factory):
     for name, text in {
         "layers": "import models\nMINE = 1\n",
         "data": "MINE = 2\n",
-        "random": "raise RuntimeError\n",
         "nets/__init__": "import models\n",
         "nets/vgg": "import models\nimport layers\n",
         "plain/deep": "import layers\n",

@@ -6,6 +6,9 @@ import subprocess
 import pytest
 from conftest import REPOSITORY, forked_python
 
+from cats_vs_dogs import user_files
+from cats_vs_dogs.utils import UserError
+
 # A file, a line that comes before its code, and what the error says of it.
 MISTAKES = [
     (
@@ -29,6 +32,14 @@ MISTAKES = [
         "losses.py line 1: from tensorflow.python.nothing import x: ",
     ),
 ]
+
+
+@pytest.mark.parametrize("name", ["random", "queue", "keras"])
+def test_a_name_that_is_taken(monkeypatch, tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setattr(user_files, "_FOLDER", str(tmp_path))
+    with pytest.raises(UserError, match=f"^{tmp_path}/{name}.py: `import {name}` means a module .* another name$"):
+        user_files.import_all()
 
 
 @pytest.mark.parametrize(("name", "line", "expected"), MISTAKES, ids=[line for _, line, _ in MISTAKES])
