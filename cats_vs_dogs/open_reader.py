@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from cats_vs_dogs import readers, tfrecords
 from cats_vs_dogs.labels import CAT
 from cats_vs_dogs.utils import UserError, user_code_error
 
+_LARGE = 20  # Standardized images can leave [-1, 1], but hardly exceed this.
 _KIT_READERS = (readers.CatsVsDogsFeatureReader, readers.CatsVsDogsTestFeatureReader)
 
 
@@ -40,9 +42,16 @@ def open_reader(is_labelled: bool, image_size: int, resize_method: str) -> reade
         resize_method: see `decoding.decode_and_resize`.
 
     Raises:
-        UserError: if it is a reader of a contestant's own that fails or returns something else than it must.
+        UserError: if `readers.get_reader` returns the kit's reader for one kind of records and another for the other
+            kind, or if a reader of a contestant's own fails or returns something else than it must.
     """
-    reader = readers.get_reader(is_labelled, image_size, resize_method)
+    kinds = [type(_get_reader(one, image_size, resize_method)) for one in (True, False)]
+    own = [kind.__name__ for kind in kinds if kind not in _KIT_READERS]
+    if len(own) == 1:
+        raise UserError(
+            f"{_names(*kinds)}; return {own[0]} for both: if records have no labels, the kit leaves its labels out"
+        )
+    reader = _get_reader(is_labelled, image_size, resize_method)
     name = type(reader).__name__
     opened = reader if is_labelled or type(reader) is readers.CatsVsDogsTestFeatureReader else _WithoutLabels(reader)
     if type(reader) not in _KIT_READERS:
@@ -59,17 +68,9 @@ def check(shards: readers.Shards, image_size: int, resize_method: str) -> None:
         resize_method: see `decoding.decode_and_resize`.
 
     Raises:
-        UserError: if `readers.get_reader` returns the kit's reader for one kind of records and another for the other
-            kind, if a reader fails, or if the images differ.
+        UserError: if a reader fails, or if the images differ.
     """
-    one, other = (type(readers.get_reader(is_labelled, image_size, resize_method)) for is_labelled in (True, False))
-    names = f"get_reader in readers.py returns {one.__name__} for labelled records"
-    if (one in _KIT_READERS) != (other in _KIT_READERS):
-        own = other if one in _KIT_READERS else one
-        raise UserError(
-            f"{names} and {other.__name__} for unlabelled ones; return {own.__name__} for both: if records have no "
-            "labels, the kit leaves its labels out"
-        )
+    one, other = (type(_get_reader(is_labelled, image_size, resize_method)) for is_labelled in (True, False))
     record, images = readers.first_record(shards), []
     for is_labelled, kind in ((True, one), (False, other)):
         prepare = _trace(kind.__name__, open_reader(is_labelled, image_size, resize_method))
@@ -83,9 +84,30 @@ def check(shards: readers.Shards, image_size: int, resize_method: str) -> None:
     # Two graphs of the same calculation can differ in the last bits.
     if not all(np.allclose(images[0], image, rtol=0, atol=1e-4, equal_nan=True) for image in images[1:]):
         raise UserError(
-            f"{names}, and {other.__name__} makes another image of the same record without its label; return "
-            f"{one.__name__} for both, and leave random changes to --augment or to layers of the model"
+            f"{_names(one, other)}, which make different images of the same record; return {one.__name__} for both, "
+            "and leave random changes to --augment or to layers of the model"
         )
+    if (largest := np.abs(images[0]).max()) > _LARGE:
+        logging.warning(
+            "%s returns pixels as large as %.4g, but models take the range [-1, 1]; scale them", one.__name__, largest
+        )
+
+
+def _get_reader(is_labelled: bool, image_size: int, resize_method: str) -> readers.BaseReader:
+    try:
+        reader = readers.get_reader(is_labelled, image_size, resize_method)
+    except Exception as error:
+        raise user_code_error("get_reader", error) from error
+    if not isinstance(reader, readers.BaseReader):
+        raise UserError(f"get_reader in readers.py must return a BaseReader, not {type(reader).__name__}")
+    return reader
+
+
+def _names(labelled: type, unlabelled: type) -> str:
+    return (
+        f"get_reader in readers.py returns {labelled.__name__} for labelled records and {unlabelled.__name__} for "
+        "unlabelled ones"
+    )
 
 
 def _trace(name: str, reader: readers.BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:

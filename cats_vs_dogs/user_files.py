@@ -10,7 +10,7 @@ from cats_vs_dogs.utils import UserError
 # Each imports only those before it.
 _NAMES = ("losses", "readers", "cvd_models")
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
-_OF_TENSORFLOW_1 = "it is of TensorFlow 1; docs/porting.en.md has a row for what to write instead"
+_OF_TENSORFLOW_1 = "docs/porting.en.md has a row for each name of TensorFlow 1, with what to write instead"
 
 
 def import_all() -> None:

@@ -153,9 +153,13 @@ WRONG = {
     "other pixels": (
         CropReader,
         DecodingReader,
-        "DecodingReader makes another image of the same record .* CropReader for",
+        "and DecodingReader for .* different images of the same record; return CropReader",
     ),
-    "random": (variant(seed=1), None, "BareReader makes another image of the same .* random changes to --augment"),
+    "random": (
+        variant(seed=1),
+        None,
+        "BareReader for .* different images of the same record; .* random changes to --augment",
+    ),
     "size": (variant(size=20), None, r"as float32 \[batch, 16, 16, 3\], not float32 \(None, 20, 20, 3\); --image_size"),
     "dtype": (variant(dtype=tf.float64), None, "must return images as float32 .*, not float64"),
     "no labels": (returning(IDS, IMAGES), None, "must return a tuple of ids, images and labels"),
@@ -184,6 +188,33 @@ def test_readers_that_do_not_fit(tmp_path, monkeypatch, case):
     with pytest.raises(UserError, match=message) as error:
         train.train(settings, distribution.local_devices())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("get_reader", "message"),
+    [
+        (lambda is_labelled, size, method: None, "^get_reader in readers.py must return a BaseReader, not NoneType$"),
+        (lambda is_labelled, size, method: BareReader, "must return a BaseReader, not type$"),
+        (lambda is_labelled, size, method: BareReader(image_size=size), "^get_reader failed: TypeError: .*image_size"),
+        (lambda: BareReader(), "^get_reader failed: TypeError: .* takes 0 positional arguments"),
+    ],
+)
+def test_what_get_reader_must_return(monkeypatch, get_reader, message):
+    monkeypatch.setattr(readers, "get_reader", get_reader)
+    with pytest.raises(UserError, match=message):
+        open_reader.open_reader(False, 16, "area")
+
+
+def test_pixels_that_are_not_scaled_are_warned_of(tmp_path, monkeypatch, caplog):
+    def prepare(self, records):
+        ids, images, labels = BareReader.prepare_serialized_examples(self, records)
+        return ids, images * 100, labels
+
+    use(monkeypatch, variant(prepare_serialized_examples=prepare))
+    pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
+    shards = bad_examples.open_shards(pattern, "x", open_reader.open_reader(True, 16, "area"), "fail")
+    open_reader.check(shards, 16, "area")
+    assert "BareReader returns pixels as large as " in caplog.text
 
 
 def test_the_kits_readers_fit(tmp_path):
