@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import cvd_models, losses, models, readers, untracked, utils
+from cats_vs_dogs import cvd_models, losses, models, porting, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
@@ -123,7 +123,7 @@ class Classifier:
         try:
             graph = tf.function(function).get_concrete_function(images, labels).graph
         except Exception as error:
-            raise untracked.creation_error(what, error) or utils.user_code_error(self.spec.label_loss, error) from error
+            raise untracked.creation_error(what, error) or porting.explain(self.spec.label_loss, error, True) from error
         untracked.check(graph, self.model.variables, what, is_training)
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
