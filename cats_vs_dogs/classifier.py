@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import cvd_models, losses, models, porting, readers, untracked, utils
+from cats_vs_dogs import cvd_models, losses, models, pixel_checks, porting, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
@@ -106,9 +106,13 @@ class Classifier:
     def check_training(self) -> None:
         """Checks before the first step what only training calculates, as the evaluation is checked from the start.
 
+        It warns of layers that expect other pixels than those in [-1, 1].
+
         Raises:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
         """
+        with seeded(self.spec.seed):
+            pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
         self._check(self._training_losses, is_training=True)
 

@@ -142,9 +142,10 @@ def build_model(
         created = untracked.creation_error(what, error)
         if created:
             raise created from error
-        if "object has no attribute" not in str(error) and "KerasTensor" in str(error):
+        is_missing_name = "has no attribute" in str(error) and porting.advice(error)
+        if "KerasTensor" in str(error) and not is_missing_name:
             raise UserError(_raw_op_message(what, error)) from error
-        if image_size is None and not porting.advice(error):
+        if image_size is None and not is_missing_name:
             raise UserError(_one_size_message(name, error)) from error
         raise porting.explain(what, error) from error
     _check_result(name, result, num_classes)

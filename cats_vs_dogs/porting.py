@@ -139,7 +139,9 @@ LOSSES = {
     "tf.losses.absolute_difference": f"tf.reduce_mean(tf.abs(predictions - {_LABELS}))",
     "tf.losses.hinge_loss": f"tf.reduce_mean(tf.maximum(0.0, 1 - (2 * {_LABELS} - 1) * predictions))",
     "tf.losses.huber_loss": "tf.reduce_mean(keras.losses.huber(labels, predictions))",
-    "tf.nn.softmax_cross_entropy_with_logits_v2": _SOFTMAX,
+    "tf.nn.softmax_cross_entropy_with_logits_v2": (
+        "tf.nn.softmax_cross_entropy_with_logits(labels=tf.one_hot(labels[:, 0], 2), logits=logits)"
+    ),
     "tf.losses": "tf.reduce_mean of the function in keras.losses or tf.nn",
     "tf.contrib.losses": "tf.reduce_mean of the function in keras.losses or tf.nn",
     "slim.losses": "tf.reduce_mean of the function in keras.losses or tf.nn",
@@ -151,7 +153,10 @@ LOSSES = {
     "tf.app.flags": "a parameter of calculate_loss, which --loss_params sets",
 }
 
-_NO_ATTRIBUTE = re.compile(r"module '[\w.]+' has no attribute '(\w+)'|cannot import name '(\w+)' from 'tensorflow")
+_NO_ATTRIBUTE = re.compile(
+    r"module '(?:tensorflow|keras\._tf_keras)[\w.]*' has no attribute '(\w+)'|"
+    r"cannot import name '(\w+)' from 'tensorflow"
+)
 _NO_NAME = re.compile(r"name '(\w+)' is not defined|object has no attribute '([gs]et_shape)'")
 _NO_ARGUMENT = re.compile(r"unexpected keyword argument '?(\w+)")
 _DOTTED = re.compile(r"\b(?:tf|slim|tensorflow)\.[\w.]*\w")
@@ -187,9 +192,10 @@ def advice(error: Exception, is_loss: bool = False) -> str:
     if isinstance(error, UserError):
         return ""
     rows = MODELS | LOSSES if is_loss else MODELS
+    is_missing = "has no attribute" in str(error)
     for name in _suspects(error):
         row = _row(name, rows)
-        instead = rows[row].replace(" below", " there") if row else _renamed(name, is_loss)
+        instead = rows[row].replace(" below", " there") if row else _renamed(name, is_loss, is_missing)
         if instead.startswith("nothing; "):
             return f"{row}: remove it; {instead.removeprefix('nothing; ')}"
         if instead:
@@ -214,7 +220,7 @@ def _suspects(error: Exception) -> list[str]:
         return [name for name in dotted if name.startswith(f"{missing}.")] + [missing]
     if found := _NO_ARGUMENT.search(message):
         return [found[1], *dotted]
-    if "does not match type int32" in message or "float32 tensor does not match int32" in message:
+    if "does not match type int32" in message and "label" in line:
         return ["labels"]
     return dotted if "KerasTensor" in message else []
 
@@ -226,8 +232,17 @@ def _row(name: str, rows: dict[str, str]) -> str:
     return name
 
 
-def _renamed(name: str, is_loss: bool) -> str:
-    """Returns what to write instead of a function that has no row: its name in Keras, or its new one in TensorFlow."""
+def _renamed(name: str, is_loss: bool, is_missing: bool) -> str:
+    """Returns what to write instead of a function that has no row: its name in Keras, or its new one in TensorFlow.
+
+    Args:
+        name: a name such as "tf.exp".
+        is_loss: see `advice`.
+        is_missing: whether TensorFlow 2 lacks the name; False if it only refuses a Keras tensor.
+
+    Returns:
+        Code; "" if the name is not of TensorFlow.
+    """
     if not name.startswith("tf."):
         return ""
     import keras
@@ -240,6 +255,8 @@ def _renamed(name: str, is_loss: bool) -> str:
         from tensorflow.tools.compatibility.renames_v2 import renames
 
         new_name = renames.get(name, name)
+    if is_missing and new_name == name:
+        return ""
     if is_loss or new_name.startswith("tf.random."):  # Random numbers are not made from a Keras tensor.
-        return new_name if new_name != name else ""
+        return new_name
     return f"keras.layers.Lambda(lambda x: {new_name}(x, ...))(net)"

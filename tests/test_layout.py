@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 # A module imports only from floors above its own in this list.
 FLOORS = [
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
-    {"files", "figures", "porting", "untracked", "average_precision_calculator"},
+    {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"config", "event_files", "tfrecords", "backbones", "models", "losses", "mean_average_precision_calculator"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "sample_data", "submission", "eval_util"},
     {"readers", "summaries", "metrics_log", "plan"},
