@@ -73,7 +73,7 @@ MODELS = {
     "tf.sub": "a - b",
     "tf.map_fn": "keras.layers.Lambda(lambda images: tf.map_fn(f, images))(net)",
     "tf.random_normal": "keras.layers.GaussianNoise(0.1)(net)",
-    "tf.random_crop": "keras.layers.RandomCrop(28, 28)(net)",
+    "tf.random_crop": "keras.layers.CenterCrop(28, 28)(keras.layers.RandomCrop(28, 28)(net))",
     "tf.image.random_flip_left_right": _FLIP,
     "tf.image.random_brightness": "keras.layers.RandomBrightness(0.1, value_range=(-1, 1))(net)",
     "tf.image.random_contrast": "keras.layers.RandomContrast(0.2, value_range=(-1, 1))(net)",

@@ -1,0 +1,181 @@
+"""Which layers are named since they expect pixels of another range, and that the check changes nothing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_config
+from keras import layers, ops
+
+from cats_vs_dogs import cvd_models, models, pixel_checks
+from cats_vs_dogs.classifier import Classifier
+
+RIGHT = (-1, 1)
+
+
+def standardize():
+    return layers.Lambda(tf.image.per_image_standardization)
+
+
+def make_network(*parts, size=32):
+    net = images = keras.Input((size, size, 3))
+    for part in parts:
+        net = part(net)
+    return keras.Model(images, layers.Dense(1)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(net))))
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """Returns a function that checks a network and returns the warnings, without their beginning."""
+    said = []
+    monkeypatch.setattr(pixel_checks.logging, "warning", lambda message, *args: said.append(message % args))
+
+    def check(network, size=32):
+        said.clear()
+        pixel_checks.warn(network, size, "MyModel.create_model")
+        assert all(line.startswith("MyModel.create_model: the layer ") for line in said), said
+        return [line.removeprefix("MyModel.create_model: the layer ") for line in said]
+
+    return check
+
+
+class OwnLayer(layers.Layer):
+    """A layer of the user's own with a layer inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.RandomContrast(0.2)
+
+    def call(self, images, training=None):
+        return self.inner(images, training=training)
+
+
+WRONG = {
+    "RandomContrast": [lambda: layers.RandomContrast(0.2)],
+    "RandomBrightness": [lambda: layers.RandomBrightness(0.1)],
+    "RandomColorJitter": [lambda: layers.RandomColorJitter(brightness_factor=0.1, contrast_factor=0.1)],
+    "RandomSaturation": [lambda: layers.RandomSaturation(0.1)],
+    "RandomHue": [lambda: layers.RandomHue(0.1)],
+    "RandomSharpness": [lambda: layers.RandomSharpness(0.5)],
+    "RandomPosterization": [lambda: layers.RandomPosterization(4)],
+    "RandomErasing": [layers.RandomErasing],
+    "RandomInvert": [layers.RandomInvert],
+    "RandomGaussianBlur": [layers.RandomGaussianBlur],
+    "RandAugment": [layers.RandAugment],
+    "AugMix": [layers.AugMix],
+    "AutoContrast": [layers.AutoContrast],
+    "Solarization": [layers.Solarization],
+    "in a model": [lambda: keras.Sequential([layers.RandomFlip(), layers.RandomContrast(0.2)])],
+    "in a layer": [OwnLayer],
+    "told 0 to 1": [lambda: layers.RandomContrast(0.2, value_range=(0, 1))],
+    "after a flip": [layers.RandomFlip, lambda: layers.RandomContrast(0.2)],
+}
+
+
+@pytest.mark.parametrize("parts", WRONG.values(), ids=WRONG)
+def test_a_layer_that_was_not_told_the_range(parts, warnings_of):
+    (line,) = warnings_of(make_network(*(part() for part in parts)))
+    assert "expects values from 0 to" in line and line.endswith("gets -0.999 to 1; write value_range=(-1, 1)")
+
+
+OTHERS = [
+    ("(0, 1)", [lambda: layers.Rescaling(0.5, 0.5), lambda: layers.RandomContrast(0.2)]),
+    ("call it on model_input", [standardize, lambda: layers.RandomContrast(0.2, value_range=RIGHT)]),
+    ("call it on model_input", [layers.BatchNormalization, lambda: layers.RandomBrightness(0.1, value_range=RIGHT)]),
+    ("call it with value_range=(0, 1), between", [lambda: layers.RandomInvert(value_range=RIGHT)]),
+    ("mixes pictures but not their labels", [layers.MixUp]),
+    ("mixes pictures but not their labels", [layers.CutMix]),
+    ("(Rescaling) shrinks pixels to -0.00392 to 0.00392", [lambda: layers.Rescaling(1 / 255)]),
+    ("(Rescaling) shrinks pixels to -1.01 to -0.992", [lambda: layers.Rescaling(1 / 127.5, -1)]),
+    ("shrinks pixels", [lambda: layers.Lambda(lambda images: images / 255)]),
+    ("shrinks pixels", [lambda: lambda images: images / 255]),
+    ("shrinks pixels", [lambda: keras.applications.mobilenet_v2.preprocess_input]),
+    ("shrinks pixels", [lambda: layers.Normalization(mean=[124.0, 116.0, 104.0], variance=[3400.0, 3260.0, 3290.0])]),
+    ("below 0 the same", [lambda: layers.Lambda(lambda images: tf.clip_by_value(images, 0.0, 1.0))]),
+    ("below 0 the same", [lambda: lambda images: ops.clip(images, 0.0, 1.0)]),
+]
+
+
+@pytest.mark.parametrize(("said", "parts"), OTHERS)
+def test_other_layers_that_ruin_pixels(said, parts, warnings_of):
+    (line,) = warnings_of(make_network(*(part() for part in parts)))
+    assert said in line
+
+
+RIGHT_ONES = {
+    "told": [lambda: layers.RandomContrast(0.2, value_range=RIGHT), lambda: layers.RandAugment(value_range=RIGHT)],
+    "before standardization": [lambda: layers.RandomBrightness(0.1, value_range=RIGHT), standardize],
+    "0 to 255 and back": [
+        lambda: layers.Rescaling(127.5, 127.5),
+        lambda: layers.RandomContrast(0.2),
+        lambda: layers.Rescaling(1 / 127.5, -1),
+    ],
+    "0 to 1 and back": [
+        lambda: layers.Rescaling(0.5, 0.5),
+        lambda: layers.RandomInvert(value_range=(0, 1)),
+        lambda: layers.Rescaling(2.0, -1.0),
+    ],
+    "geometry": [layers.RandomFlip, lambda: layers.RandomRotation(0.1), lambda: layers.RandomCrop(28, 28)],
+    "noise": [lambda: layers.GaussianNoise(0.1), lambda: layers.Dropout(0.5)],
+    "learned colours": [lambda: layers.Conv2D(8, 1), lambda: layers.Conv2D(3, 1), layers.ReLU],
+    "batch norm": [layers.BatchNormalization],
+    "preprocessing": [lambda: lambda images: keras.applications.resnet.preprocess_input((images + 1) * 127.5)],
+}
+
+
+@pytest.mark.parametrize("parts", RIGHT_ONES.values(), ids=RIGHT_ONES)
+def test_right_layers_get_no_warning(parts, warnings_of):
+    assert warnings_of(make_network(*(part() for part in parts))) == []
+
+
+def test_the_network_stays_as_it_is(warnings_of):
+    network = make_network(
+        layers.RandomContrast(0.2), layers.BatchNormalization(), keras.Sequential([layers.Dropout(0.5)])
+    )
+    before = [np.asarray(variable) for variable in network.variables]
+    assert warnings_of(network)
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    assert not any("call" in vars(part) for part in pixel_checks._parts(network))
+
+
+def test_a_check_that_fails_is_only_a_warning(monkeypatch):
+    said = []
+    monkeypatch.setattr(pixel_checks.logging, "warning", lambda message, *args: said.append(message % args))
+
+    class Fails(layers.Layer):
+        def call(self, images):
+            if tf.executing_eagerly() and not isinstance(images, keras.KerasTensor):
+                raise ValueError("only in a graph")
+            return images
+
+    pixel_checks.warn(make_network(Fails()), 32, "MyModel.create_model")
+    (line,) = said
+    assert line.startswith("MyModel.create_model: the ranges that layers expect cannot be checked: ")
+    assert "only in a graph" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("backbone", ["MobileNetV3Small", "EfficientNetV2B0"])
+def test_backbones_with_their_own_preprocessing(backbone, warnings_of):
+    network = getattr(keras.applications, backbone)(include_top=False, weights=None, input_shape=(32, 32, 3))
+    (line,) = warnings_of(make_network(network, layers.Resizing(8, 8)))
+    assert "(Rescaling) shrinks pixels" in line and "before the model it belongs to" in line
+    built = models.build_model(
+        cvd_models.PretrainedModel(), 32, 2, "probability", {"backbone": backbone, "weights": None}
+    )
+    assert warnings_of(built.network) == []
+
+
+def test_training_warns_once_and_evaluation_does_not(monkeypatch):
+    class Contrast(models.BaseModel):
+        def create_model(self, model_input):
+            net = layers.Flatten()(layers.RandomContrast(0.2)(model_input))
+            return {"predictions": layers.Dense(1, "sigmoid")(net)}
+
+    said = []
+    monkeypatch.setattr(pixel_checks.logging, "warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(cvd_models, "Contrast", Contrast, raising=False)
+    classifier = Classifier(make_config(model="Contrast").model)
+    assert said == []
+    classifier.check_training()
+    assert len(said) == 1 and said[0].startswith("Contrast.create_model: the layer random_contrast")
