@@ -127,6 +127,8 @@ class Classifier:
         try:
             graph = tf.function(function).get_concrete_function(images, labels).graph
         except Exception as error:
+            if crop_error := pixel_checks.crop_error(self.model.network, error):
+                raise utils.UserError(f"{self.spec.model}.create_model: {crop_error}") from error
             raise untracked.creation_error(what, error) or porting.explain(self.spec.label_loss, error, True) from error
         untracked.check(graph, self.model.variables, what, is_training)
 

@@ -61,6 +61,23 @@ def warn(network: keras.Model, image_size: int, what: str) -> None:
             logging.warning("%s: the layer %s %s", what, call.name, problem)
 
 
+def crop_error(network: keras.Model, error: Exception) -> str:
+    """Returns what to write if an error comes from RandomCrop, which crops in training only; else "".
+
+    Args:
+        network: the model.
+        error: what it raised when it was evaluated.
+    """
+    crops = [part for part in _parts(network) if isinstance(part, keras.layers.RandomCrop)]
+    if not crops or "incompatible with" not in str(error):
+        return ""
+    size = f"{crops[0].height}, {crops[0].width}"
+    return (
+        f"the layer {crops[0].name} crops in training only, and later layers need the same size in evaluation; write "
+        f"keras.layers.CenterCrop({size})(keras.layers.RandomCrop({size})(net))"
+    )
+
+
 def _wrong_value_range(call: _Call) -> str:
     """Returns what is wrong with a layer that takes a value_range, and what to write; "" if nothing is."""
     if type(call.layer).__name__ in ("CutMix", "MixUp"):

@@ -106,6 +106,8 @@ MODELS = {
     "tf.flags": _PARAMETER,
     "FLAGS": _PARAMETER,
     "tf.gfile": "tf.io.gfile.exists(path)",
+    "tf.summary": "nothing; TensorBoard shows the weights and the pictures",
+    "tf.logging": "print(net.shape)",
     "xrange": "range(3)",
     "print": 'print("text")',
 }

@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from cats_vs_dogs import cvd_models, models, pixel_checks
 from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.utils import UserError
 
 RIGHT = (-1, 1)
 
@@ -179,3 +180,17 @@ def test_training_warns_once_and_evaluation_does_not(monkeypatch):
     assert said == []
     classifier.check_training()
     assert len(said) == 1 and said[0].startswith("Contrast.create_model: the layer random_contrast")
+
+
+def test_a_crop_that_evaluation_lacks_is_explained(monkeypatch):
+    def create_model(self, model_input, center=False):
+        net = layers.RandomCrop(28, 24)(model_input)
+        net = layers.CenterCrop(28, 24)(net) if center else net
+        return {"predictions": layers.Dense(1, "sigmoid")(layers.Flatten()(net))}
+
+    monkeypatch.setattr(cvd_models, "Crop", type("Crop", (models.BaseModel,), {"create_model": create_model}), False)
+    with pytest.raises(
+        UserError, match=r"Crop.create_model: .*CenterCrop\(28, 24\)\(keras.layers.RandomCrop\(28, 24\)"
+    ):
+        Classifier(make_config(model="Crop").model)
+    Classifier(make_config(model="Crop", model_params={"center": True}).model).check_training()
