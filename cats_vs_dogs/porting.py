@@ -161,6 +161,9 @@ _NO_ATTRIBUTE = re.compile(
 )
 _NO_NAME = re.compile(r"name '(\w+)' is not defined|object has no attribute '([gs]et_shape)'")
 _NO_ARGUMENT = re.compile(r"unexpected keyword argument '?(\w+)")
+_IMPORTS = {"tf": "import tensorflow as tf", "np": "import numpy as np"} | {
+    name: f"import {name}" for name in ("functools", "keras", "math", "os")
+}
 _DOTTED = re.compile(r"\b(?:tf|slim|tensorflow)\.[\w.]*\w")
 
 
@@ -193,6 +196,9 @@ def advice(error: Exception, is_loss: bool = False) -> str:
     """
     if isinstance(error, UserError):
         return ""
+    not_imported = re.search(r"name '(\w+)' is not defined", str(error))
+    if not_imported and not_imported[1] in _IMPORTS:
+        return f"write {_IMPORTS[not_imported[1]]} at the top of the file"
     rows = MODELS | LOSSES if is_loss else MODELS
     is_missing = "has no attribute" in str(error)
     for name in _suspects(error):

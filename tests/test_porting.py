@@ -176,6 +176,8 @@ def error_of_model(create_model):
         ("tf.clip_by_value(net, 0, 1)", "tf.clip_by_value: write keras.layers.Lambda(lambda x: tf.clip_by_value(x"),
         ("tf.betainc(net, net, net)", "tf.betainc: write keras.layers.Lambda(lambda x: tf.math.betainc(x"),
         ("keras.layers.Lambda(lambda x: tf.log(x))(net)", "tf.log: write keras.ops.log(net)"),
+        ("math.pi", "write import math at the top of the file"),
+        ("np.zeros(3)", "write import numpy as np at the top of the file"),
         ("tf.Variable([1.0]) @ tf.matmul(net, net)", "tf.Variable: write a layer of your own"),
     ],
 )
@@ -258,7 +260,10 @@ def clone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [["--model=BranchesModel"], ["--model=DistortedModel", "--label_loss=FocalLoss"]],
+    [
+        ["--model=BranchesModel", '--model_params={"branch_filters": 8}'],
+        ["--model=DistortedModel", "--label_loss=FocalLoss"],
+    ],
     ids=["branches", "distorted"],
 )
 def test_a_ported_model_learns_and_serves(flags, clone, run_script, tmp_path):
@@ -268,11 +273,11 @@ def test_a_ported_model_learns_and_serves(flags, clone, run_script, tmp_path):
 
     where = f"--train_dir={tmp_path}/model"
     rate = "--base_learning_rate=0.003"
-    said = run("train", where, *flags, "--batch_size=64", "--num_epochs=3", rate, "--learning_rate_schedule=cosine")
+    said = run("train", where, *flags, "--batch_size=64", "--num_epochs=2", rate, "--learning_rate_schedule=cosine")
     assert "WARNING" not in said
     run("eval", where, "--run_once")
-    metrics = json.loads((tmp_path / "model" / "eval" / "metrics-189.json").read_text())
-    assert metrics["avg_hit_at_one"] > 0.85  # Chance gives more than 0.6 of 500 in one of 100,000 tries.
+    metrics = json.loads((tmp_path / "model" / "eval" / "metrics-126.json").read_text())
+    assert metrics["avg_hit_at_one"] > 0.8  # Measured: 0.91 and 0.97. Guesses reach 0.6 once in 100,000 runs.
     said = run("inference", where, f"--output_file={tmp_path}/predictions.csv", "--output_column=probability")
     rows = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().splitlines()[1:]]
     run("export_model", where, f"--export_dir={tmp_path}/saved")
