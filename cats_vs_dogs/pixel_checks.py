@@ -14,6 +14,7 @@ from absl import logging
 
 _NUM_PICTURES = 8
 _FLAT = 0.05  # Pictures whose values differ by less are flat for a network: [-1, 1] divided by 255 is 0.008 wide.
+_MIXERS = ("CutMix", "MixUp")  # Layers that mix the pictures of a batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,25 +81,24 @@ def crop_error(network: keras.Model, error: Exception) -> str:
 
 def _wrong_value_range(call: _Call) -> str:
     """Returns what is wrong with a layer that takes a value_range, and what to write; "" if nothing is."""
-    if type(call.layer).__name__ in ("CutMix", "MixUp"):
+    layer = call.layer
+    if type(layer).__name__ in _MIXERS:
         return "mixes pictures but not their labels; remove it"
-    low, high = map(float, call.layer.value_range)
+    between = "call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and keras.layers.Rescaling(2.0, -1.0)"
+    # An inversion computes high - x, and a saturation is a ratio: both are right only if the lowest value is 0.
+    parts = [layer, *getattr(layer, "_layers", ())]
+    starts_at_0 = any(type(part).__name__ in ("RandomInvert", "RandomSaturation") for part in parts)
+    low, high = map(float, layer.value_range)
     inputs, least, greatest = call.inputs, call.inputs.min(), call.inputs.max()
     margin = 0.02 * (high - low)
     outside = np.mean((inputs < low - margin) | (inputs > high + margin))
+    if outside < 0.01 and greatest - least > 0.25 * (high - low):
+        return f"computes right colours only if its values begin at 0; {between}" if starts_at_0 and low < 0 else ""
     expects = f"expects values from {low:g} to {high:g} and gets {least:.3g} to {greatest:.3g}"
-    if outside > 0.01 or greatest - least < 0.25 * (high - low):
-        for right in ((0, 1), (-1, 1), (0, 255)):
-            if right[0] - 0.03 <= least and greatest <= 1.02 * right[1] and greatest - least > 0.25 * np.ptp(right):
-                return f"{expects}; write value_range={right}"
-        return f"{expects}; call it on model_input, before pixels are standardized, with value_range=(-1, 1)"
-    if call.outputs.min() < low - 5 * margin or call.outputs.max() > high + 5 * margin:
-        return (
-            f"returns values from {call.outputs.min():.3g} to {call.outputs.max():.3g} for pixels from {low:g} to "
-            f"{high:g}; call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and "
-            "keras.layers.Rescaling(2.0, -1.0)"
-        )
-    return ""
+    for right in ((0, 1), (-1, 1), (0, 255)):
+        if right[0] - 0.03 <= least and greatest <= 1.02 * right[1] and greatest - least > 0.25 * np.ptp(right):
+            return f"{expects}; {between if starts_at_0 and right[0] < 0 else f'write value_range={right}'}"
+    return f"{expects}; call it on model_input, before pixels are standardized, with value_range=(-1, 1)"
 
 
 def _lost_negatives(call: _Call) -> str:
@@ -130,7 +130,7 @@ def _is_activation(layer: keras.Operation) -> bool:
 
 
 def _has_value_range(layer: keras.Operation) -> bool:
-    return hasattr(layer, "value_range") or type(layer).__name__ in ("CutMix", "MixUp")
+    return hasattr(layer, "value_range") or type(layer).__name__ in _MIXERS
 
 
 def _run(network: keras.Model, image_size: int) -> list[_Call]:

@@ -21,7 +21,7 @@ ENGLISH, KOREAN = PAGES["docs/porting.en.md"], PAGES["docs/porting.md"]
 NOT_COMPARED = re.compile(
     r"slim|tf\.layers|random|Variable|weights|dropout|map_fn|print|set_shape|import |batch_size|Session|placeholder|"
     r"tf\.f`|FLAGS|get_collection|vocab_size|is_training|variable_scope|gfile|xrange|pack|mul|sub|another|whitening|"
-    r"labels \*|concat\(1|sparse_to_dense"
+    r"labels \*|summary|logging|concat\(1|sparse_to_dense"
 )
 
 
