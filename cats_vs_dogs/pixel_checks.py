@@ -84,7 +84,9 @@ def _wrong_value_range(call: _Call) -> str:
     layer = call.layer
     if type(layer).__name__ in _MIXERS:
         return "mixes pictures but not their labels; remove it"
-    between = "call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and keras.layers.Rescaling(2.0, -1.0)"
+    between = (
+        "call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and keras.layers.Rescaling(2, -1)"
+    )
     # An inversion computes high - x, and a saturation is a ratio: both are right only if the lowest value is 0.
     parts = [layer, *getattr(layer, "_layers", ())]
     starts_at_0 = any(type(part).__name__ in ("RandomInvert", "RandomSaturation") for part in parts)

@@ -77,6 +77,10 @@ MODELS = {
     "tf.image.random_flip_left_right": _FLIP,
     "tf.image.random_brightness": "keras.layers.RandomBrightness(0.1, value_range=(-1, 1))(net)",
     "tf.image.random_contrast": "keras.layers.RandomContrast(0.2, value_range=(-1, 1))(net)",
+    "tf.image.random_saturation": (
+        "keras.layers.Rescaling(2, -1)(keras.layers.RandomSaturation((0.444, 0.545), value_range=(0, 1))"
+        "(keras.layers.Rescaling(0.5, 0.5)(net)))"
+    ),
     "tf.image.per_image_standardization": "keras.layers.Lambda(tf.image.per_image_standardization)(net)",
     "tf.image.per_image_whitening": "keras.layers.Lambda(tf.image.per_image_standardization)(net)",
     "tf.image.rgb_to_grayscale": "keras.ops.image.rgb_to_grayscale(net)",

@@ -71,7 +71,7 @@ def make_layer(layer_class, **options):
 
 WITH_A_SEED = ("RandomBrightness", "RandomContrast", "RandomHue", "RandomInvert", "RandomSaturation")
 BETWEEN = (
-    "; call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and keras.layers.Rescaling(2.0, -1.0)"
+    "; call it with value_range=(0, 1), between keras.layers.Rescaling(0.5, 0.5) and keras.layers.Rescaling(2, -1)"
 )
 START_AT_0 = ("RandomInvert", "RandomSaturation")  # Layers that are wrong for values below 0 even if told so.
 
