@@ -181,7 +181,9 @@ def _parts(network: keras.Operation) -> Iterator[keras.Operation]:
 
 
 @contextlib.contextmanager
-def _watched(parts: Iterator[keras.Operation], record: Callable[[keras.Operation, object, object], None]):
+def _watched(
+    parts: Iterator[keras.Operation], record: Callable[[keras.Operation, object, object], None]
+) -> Iterator[None]:
     """Calls `record` with each part, its first argument and its result when the part is called inside the block."""
 
     def watched(part: keras.Operation) -> Callable:

@@ -124,7 +124,7 @@ _SOFTMAX = "tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels=tf.one
 LOSSES = {
     "tf.log": "tf.math.log(predictions)",
     "tf.to_float": _LABELS,
-    "labels": _LABELS,
+    "labels * predictions": _LABELS,
     "tf.to_int32": "tf.cast(labels, tf.int32)",
     "tf.to_int64": "tf.cast(labels, tf.int64)",
     "tf.argmax": "tf.argmax(predictions, axis=-1)",
@@ -183,9 +183,8 @@ def explain(what: str, error: Exception, is_loss: bool = False) -> UserError:
         The error to raise instead.
     """
     instead = advice(error, is_loss)
-    return (
-        UserError(f"{user_code_error(what, error)}; {instead}; see {PAGE}") if instead else user_code_error(what, error)
-    )
+    advised = f"; {instead}; see {PAGE}" if instead else ""
+    return UserError(f"{user_code_error(what, error)}{advised}")
 
 
 def advice(error: Exception, is_loss: bool = False) -> str:
@@ -233,7 +232,7 @@ def _suspects(error: Exception) -> list[str]:
     if found := _NO_ARGUMENT.search(message):
         return [found[1], *dotted]
     if "does not match type int32" in message and "label" in line:
-        return ["labels"]
+        return ["labels * predictions"]
     return dotted if "KerasTensor" in message else []
 
 

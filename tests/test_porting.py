@@ -200,7 +200,7 @@ def test_a_name_of_2017_in_a_model_is_explained(code, said, tmp_path):
         ("tf.contrib.losses.log_loss(p, labels)", "tf.contrib.losses: write tf.reduce_mean"),
         ("slim.losses.log_loss(p, labels)", "slim.losses: write tf.reduce_mean"),
         ("tf.reduce_mean(tf.to_float(labels) * p)", "tf.to_float: write tf.cast(labels, tf.float32)"),
-        ("tf.reduce_mean(labels * p)", "labels: write tf.cast(labels, tf.float32)"),
+        ("tf.reduce_mean(labels * p)", "labels * predictions: write tf.cast(labels, tf.float32)"),
         ("tf.reduce_sum(p, 1, keep_dims=True)", "keep_dims: write tf.reduce_mean(net, axis=1, keepdims=True)"),
         ("tf.reduce_sum(p, reduction_indices=1)", "reduction_indices: write tf.reduce_sum(net, axis=1)"),
         ("tf.is_nan(p)", "tf.is_nan: write tf.math.is_nan"),
@@ -233,11 +233,13 @@ def test_a_name_of_2017_in_an_import_is_explained(code, said):
     assert porting.advice(error.value).startswith(said)
 
 
-@pytest.mark.parametrize("code", ["keras.layers.Dens(1)", "tf.no_such_name(net)", "undefined(net)", "1 / 0"])
+@pytest.mark.parametrize(
+    "code", ["keras.layers.Dens(1)", "tf.no_such_name(net)", "undefined(net)", "1 / 0", "labels * 2"]
+)
 def test_other_errors_get_no_advice(code):
     with pytest.raises(Exception) as error:  # noqa: PT011 - Any will do.
         eval(code, {"keras": keras, "tf": tf, "net": keras.Input((3,))})
-    assert not porting.advice(error.value)
+    assert not porting.advice(error.value) and not porting.advice(error.value, is_loss=True)
 
 
 # ---- Models in the manner of 2017, and what became of them by the table alone.
