@@ -139,16 +139,19 @@ def build_model(
     except UserError:
         raise
     except Exception as error:
-        created = untracked.creation_error(what, error)
-        if created:
-            raise created from error
-        is_missing_name = "has no attribute" in str(error) and porting.advice(error)
-        if "KerasTensor" in str(error) and not is_missing_name:
-            raise UserError(_raw_op_message(what, error)) from error
-        if image_size is None and not is_missing_name:
-            raise UserError(_one_size_message(name, error)) from error
-        raise porting.explain(what, error) from error
+        raise _creation_error(name, error, image_size) from error
     _check_result(name, result, num_classes)
+    network, with_losses = _make_networks(name, images, labels, result)
+    built = BuiltModel(name, network, with_losses)
+    if not built.trainable_variables:
+        raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
+    return built
+
+
+def _make_networks(
+    name: str, images: keras.KerasTensor, labels: keras.KerasTensor, result: dict[str, Any]
+) -> tuple[keras.Model, keras.Model | None]:
+    """Returns the network from images to predictions, and one with the model's own losses if it has any."""
     predictions = _as_float32(result["predictions"])
     losses = {key: _as_float32(result[key]) for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
     try:
@@ -164,10 +167,7 @@ def build_model(
                 "and labels; remove the other input"
             ) from error
         raise
-    built = BuiltModel(name, network, with_losses)
-    if not built.trainable_variables:
-        raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
-    return built
+    return network, with_losses
 
 
 def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -176,6 +176,20 @@ def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:
 
 def _is_symbolic(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
+
+
+def _creation_error(name: str, error: Exception, image_size: int | None) -> UserError:
+    """Returns the error to raise if `create_model` of the model of that name fails."""
+    what = f"{name}.create_model"
+    if created := untracked.creation_error(what, error):
+        return created
+    instead = porting.advice(error)
+    is_missing_name = instead and "has no attribute" in str(error)
+    if "KerasTensor" in str(error) and not is_missing_name:
+        return UserError(_raw_op_message(what, error))
+    if image_size is None and not instead:
+        return UserError(_one_size_message(name, error))
+    return porting.explain(what, error)
 
 
 def _raw_op_message(what: str, error: Exception) -> str:
