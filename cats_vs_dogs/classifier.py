@@ -111,10 +111,11 @@ class Classifier:
         Raises:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
         """
-        with seeded(self.spec.seed):
-            pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
         self._check(self._training_losses, is_training=True)
+        with seeded(self.spec.seed):
+            pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
+        keras.random.uniform([])  # Again, since `seeded` resets it.
 
     def _training_losses(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = self.model(readers.scale_images(images), labels, training=True)
