@@ -168,8 +168,8 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
         what = f"all of {shared[0]}" if shared else ""
     if count:
         logging.warning(
-            "%d of the %d examples of --%s were trained on (the same picture or id), %s; the metrics do not show how the "
-            "model does on new pictures; evaluate on shards that were not trained on",
+            "%d of the %d examples of --%s were trained on (the same picture or id), %s; the metrics do not show how "
+            "the model does on new pictures; evaluate on shards that were not trained on",
             *(count, shards.num_examples, flag, what),
         )
     return count

@@ -13,7 +13,7 @@ FLOORS = [
     {"flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns"},
-    {"files", "figures", "untracked", "average_precision_calculator"},
+    {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"archives", "config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
     | {"mean_average_precision_calculator"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
