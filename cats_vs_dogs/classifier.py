@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state  # Has no public name.
 
-from cats_vs_dogs import cvd_models, losses, models, readers, untracked, utils
+from cats_vs_dogs import cvd_models, losses, models, pixel_checks, porting, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
@@ -124,11 +124,16 @@ class Classifier:
     def check_training(self) -> None:
         """Checks before the first step what only training calculates; evaluation is checked from the start.
 
+        It warns of layers that expect other pixels than those in [-1, 1].
+
         Raises:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
         """
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
         self._check(self._training_losses, is_training=True)
+        with seeded(self.spec.seed):
+            pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
+        keras.random.uniform([])  # Again, since `seeded` resets it.
 
     def check_constants(self) -> None:
         """Checks that the model has the same constants if it is built again, as eval.py does.
@@ -154,7 +159,9 @@ class Classifier:
         try:
             graph = tf.function(function).get_concrete_function(images, labels).graph
         except Exception as error:
-            raise untracked.creation_error(what, error) or utils.user_code_error(self.spec.label_loss, error) from error
+            if crop_error := pixel_checks.crop_error(self.model.network, error):
+                raise utils.UserError(f"{self.spec.model}.create_model: {crop_error}") from error
+            raise untracked.creation_error(what, error) or porting.explain(self.spec.label_loss, error, True) from error
         untracked.check(graph, self.model.variables, what, is_training)
         return graph
 

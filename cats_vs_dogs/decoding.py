@@ -1,5 +1,7 @@
 """Decodes pictures to small squares, by TensorFlow, and refuses those that would take too much memory."""
 
+import functools
+
 import tensorflow as tf
 
 from cats_vs_dogs.pictures import MAX_PIXELS
@@ -7,6 +9,8 @@ from cats_vs_dogs.pictures import MAX_PIXELS
 # Why a picture is not decoded, although TensorFlow might be able to.
 TOO_LARGE = f"its picture is larger than {MAX_PIXELS:,} pixels"
 NOT_READ = "its picture is a JPEG XL or a BMP with a palette; save it as JPEG"
+
+_SMALLEST_SCALED = 40  # Smaller pictures are decoded in full, which takes little time: their edges weigh more.
 
 
 def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -> tf.Tensor:
@@ -41,13 +45,23 @@ def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -
 
 
 def decode_jpeg_scaled(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Lets libjpeg average blocks of 2, 4 or 8 pixels while it decodes, if the result stays large enough."""
+    """Lets libjpeg average blocks of 2, 4 or 8 pixels while it decodes, where that hardly changes the result.
+
+    A block that lies across the edge of a result's pixel counts for one of its neighbours, so blocks are at most half
+    as large as a result's pixel. Blocks at the right and lower edges may be incomplete; what they lack is at most a
+    quarter of a result's pixel.
+    """
     shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
     encoded = _unless_too_large(encoded, shape[0] * shape[1])
-    pixels_per_pixel = tf.minimum(shape[0], shape[1]) // image_size
-    decoders = [lambda ratio=ratio: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)]
-    index = tf.reduce_sum(tf.cast(pixels_per_pixel >= tf.constant([2, 4, 8], tf.int64), tf.int32))
-    return tf.switch_case(index, decoders)
+    blocks, sides = tf.constant([[2], [4], [8]], tf.int64), shape[:2]
+    is_small = sides // blocks >= max(2 * image_size, _SMALLEST_SCALED)
+    is_complete = 4 * image_size * (-sides % blocks) <= sides
+    index = tf.reduce_sum(tf.cast(tf.reduce_all(is_small & is_complete, axis=1), tf.int32))
+    return tf.switch_case(index, [functools.partial(_decode_accurately, encoded, ratio) for ratio in (1, 2, 4, 8)])
+
+
+def _decode_accurately(encoded: tf.Tensor, ratio: int) -> tf.Tensor:
+    return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
 def check_headers(encoded: tf.Tensor) -> tf.Tensor:

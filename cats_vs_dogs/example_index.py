@@ -34,13 +34,14 @@ class Example(NamedTuple):
     Attributes:
         label: the label, whatever its value; None if the record does not have one integer.
         id: the id, or "".
-        key: 64 bits that only copies of the picture share, whatever their ids; without a picture, of the id; None if
-            the record has neither.
+        picture_key: 64 bits that only copies of the picture share, whatever their ids; 0 without a picture.
+        id_key: 64 bits that only records with the same id share; 0 without an id.
     """
 
     label: int | None
     id: str
-    key: int | None
+    picture_key: int
+    id_key: int
 
 
 def read_example(record: bytes) -> Example:
@@ -48,17 +49,17 @@ def read_example(record: bytes) -> Example:
     try:
         features = tf.train.Example.FromString(record).features.feature
     except DecodeError:
-        return Example(None, "", None)
+        return Example(None, "", 0, 0)
     values = features[tfrecords.LABEL].int64_list.value
     label = values[0] if len(values) == 1 else None
     example_id = b"".join(features[tfrecords.FILENAME].bytes_list.value)
     pictures = features[tfrecords.IMAGE].bytes_list.value
-    key = None
+    picture_key = id_key = 0
     if len(pictures) == 1:
-        key = google_crc32c.value(pictures[0]) << 32 | len(pictures[0]) & 0xFFFFFFFF
-    elif example_id:
-        key = int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "big")
-    return Example(label, example_id.decode("utf-8", "replace"), key)
+        picture_key = google_crc32c.value(pictures[0]) << 32 | len(pictures[0]) & 0xFFFFFFFF
+    if example_id:
+        id_key = int.from_bytes(hashlib.blake2b(example_id, digest_size=8).digest(), "big")
+    return Example(label, example_id.decode("utf-8", "replace"), picture_key, id_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ class ExampleIndex:
         return dict(sorted(counts.items(), key=lambda row: (row[0] is None, row[0])))
 
     def keys(self) -> np.ndarray | None:
-        """Returns the keys of the examples, uint64 [n]; None if not all are known."""
-        keys = [example.key for example in self]
-        return np.array(keys, np.uint64) if self.is_complete and None not in keys else None
+        """Returns the keys of the examples' pictures and ids, uint64 [n, 2]; None if not all are known."""
+        keys = np.array([(example.picture_key, example.id_key) for example in self], np.uint64).reshape(-1, 2)
+        return keys if self.is_complete and keys.any(axis=1).all() else None
 
 
 def is_small(paths: Sequence[str]) -> bool:
@@ -236,8 +237,8 @@ def warn_of_contradictions(index: ExampleIndex) -> None:
     first: dict[int, Example] = {}
     pairs = []
     for example in index:
-        if example.key is not None and example.label is not None:
-            other = first.setdefault(example.key, example)
+        if example.picture_key and example.label is not None:
+            other = first.setdefault(example.picture_key, example)
             if other.label != example.label:
                 pairs.append((other, example))
     if index.has_labels and pairs:

@@ -1,11 +1,12 @@
 """The base class of models, and `build_model`, which turns one into Keras models for training and prediction."""
 
+import inspect
 from typing import Any
 
 import keras
 
-from cats_vs_dogs import untracked
-from cats_vs_dogs.utils import UserError, accepted_arguments, place_of, user_code_error
+from cats_vs_dogs import porting, untracked
+from cats_vs_dogs.utils import UserError, accepted_arguments, place_of
 
 
 class BaseModel:
@@ -24,6 +25,7 @@ class BaseModel:
             model_input: symbolic float32 [batch, height, width, 3], pixels in [-1, 1].
             num_classes: 2; class 0 is cat, class 1 is dog.
             **params: optional arguments; your method receives those that its signature names.
+                `vocab_size`: the name of `num_classes` in 2017.
                 `labels`: symbolic int32 [batch, 1], 1 = dog.
                 `output_layer`: the kind of predictions that the loss needs, see `losses.BaseLoss.output_layer`.
                 `is_new`: True if training starts from this model, so pretrained weights should be loaded; False if
@@ -121,26 +123,38 @@ def build_model(
             promised dict, or needs a fixed input size while `image_size` is None.
     """
     name = type(model).__name__
+    what = f"{name}.create_model"
     if type(model).create_model is BaseModel.create_model:
         raise UserError(f"{name} has no create_model of its own; define create_model(self, model_input, num_classes=2)")
     images = keras.Input((image_size, image_size, 3), name="images", dtype="float32")
     labels = keras.Input((1,), name="labels", dtype="int32")
     offered = {"num_classes": num_classes, "labels": labels, "output_layer": output_layer, "is_new": is_new}
-    arguments = accepted_arguments(model.create_model, f"{name}.create_model", "model_params", 1, offered, params)
+    named = inspect.signature(model.create_model).parameters
+    if "is_training" in named:
+        raise UserError(
+            f"{what}: remove the parameter is_training; layers know whether training is running; see {porting.PAGE}"
+        )
+    if "vocab_size" in named:
+        offered["vocab_size"] = num_classes
+    arguments = accepted_arguments(model.create_model, what, "model_params", 1, offered, params)
     try:
         result = model.create_model(images, **arguments)
     except UserError:
         raise
     except Exception as error:
-        created = untracked.creation_error(f"{name}.create_model", error)
-        if created:
-            raise created from error
-        if "KerasTensor" in str(error):
-            raise UserError(_raw_op_message(name, error)) from error
-        if image_size is None:
-            raise UserError(_one_size_message(name, error)) from error
-        raise user_code_error(f"{name}.create_model", error) from error
+        raise _creation_error(name, error, image_size) from error
     _check_result(name, result, num_classes)
+    network, with_losses = _make_networks(name, images, labels, result)
+    built = BuiltModel(name, network, with_losses)
+    if not built.trainable_variables:
+        raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
+    return built
+
+
+def _make_networks(
+    name: str, images: keras.KerasTensor, labels: keras.KerasTensor, result: dict[str, Any]
+) -> tuple[keras.Model, keras.Model | None]:
+    """Returns the network from images to predictions, and one with the model's own losses if it has any."""
     predictions = _as_float32(result["predictions"])
     losses = {key: _as_float32(result[key]) for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
     try:
@@ -156,10 +170,7 @@ def build_model(
                 "and labels; remove the other input"
             ) from error
         raise
-    built = BuiltModel(name, network, with_losses)
-    if not built.trainable_variables:
-        raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
-    return built
+    return network, with_losses
 
 
 def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -170,12 +181,28 @@ def _is_symbolic(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def _raw_op_message(name: str, error: Exception) -> str:
+def _creation_error(name: str, error: Exception, image_size: int | None) -> UserError:
+    """Returns the error to raise if `create_model` of the model of that name fails."""
+    what = f"{name}.create_model"
+    if created := untracked.creation_error(what, error):
+        return created
+    instead = porting.advice(error)
+    is_missing_name = instead and "has no attribute" in str(error)
+    if "KerasTensor" in str(error) and not is_missing_name:
+        return UserError(_raw_op_message(what, error))
+    if image_size is None and not instead:
+        return UserError(_one_size_message(name, error))
+    return porting.explain(what, error)
+
+
+def _raw_op_message(what: str, error: Exception) -> str:
     """Returns the error message for a raw TensorFlow op on a symbolic tensor: where it is, and what to use instead."""
+    instead = porting.advice(error)
     return (
-        f"{name}.create_model applies something that is not Keras to a symbolic tensor ({place_of(error)}); use a "
-        "layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); see the table in "
-        "docs/porting.en.md, Porting a 2017 model"
+        f"{what} applies something that is not Keras to a symbolic tensor ({place_of(error)}); "
+        + (f"{instead}; or " if instead else "")
+        + "use a layer, a function of keras.ops, or keras.layers.Lambda(lambda x: ...)(tensor); see the table in "
+        f"{porting.PAGE}, Porting a 2017 model"
     )
 
 

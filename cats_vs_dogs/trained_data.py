@@ -1,6 +1,6 @@
 """The data that belong to a model: what it was trained on, and the shards to evaluate and to predict by default.
 
-run.json names the training shards. trained_on.npy holds a key of each picture that was trained on, so that an
+run.json names the training shards. trained_on.npy holds keys of the pictures and ids that were trained on, so that an
 evaluation can say how many of its examples are among them, also where the training shards are not.
 """
 
@@ -100,7 +100,7 @@ def _keys_path(folder: str) -> str:
 
 
 def load_keys(folder: str) -> np.ndarray | None:
-    """Returns the keys of all examples that the model in a train_dir was trained on; None if they are not known.
+    """Returns the keys of all that the model in a train_dir was trained on, uint64 [n]; None if they are not known.
 
     See `example_index.ExampleIndex.keys`.
     """
@@ -122,7 +122,7 @@ def save_keys(folder: str, keys: np.ndarray | None) -> None:
 
 
 def keys_of_run(folder: str, shards: Shards, is_resumed: bool) -> np.ndarray | None:
-    """Returns the keys of what a model will have been trained on, sorted; None if not all are known.
+    """Returns the keys of what a model will have been trained on, uint64 [n], sorted; None if not all are known.
 
     Args:
         folder: the train_dir.
@@ -132,7 +132,7 @@ def keys_of_run(folder: str, shards: Shards, is_resumed: bool) -> np.ndarray | N
     keys = shards.index.keys() if shards.index else None
     if keys is None:
         return None
-    keys = np.unique(keys)
+    keys = np.unique(keys[keys != 0])
     if not is_resumed:
         return keys
     before = load_keys(folder)
@@ -143,6 +143,8 @@ def keys_of_run(folder: str, shards: Shards, is_resumed: bool) -> np.ndarray | N
 
 def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Sequence[str], flag: str) -> int | None:
     """Counts the examples of an evaluation that the model was trained on, and warns if there are any.
+
+    An example counts if its picture was trained on, or another picture with its id: perhaps a copy in another format.
 
     Args:
         shards: what is evaluated.
@@ -155,7 +157,7 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
     """
     own_keys = shards.index.keys() if shards.index else None
     if keys is not None and own_keys is not None:
-        is_shared = np.isin(own_keys, keys)
+        is_shared = np.any(np.isin(own_keys, keys) & (own_keys != 0), axis=1)
         count = int(np.count_nonzero(is_shared))
         first = next((example.id for example, shared in zip(shards.index, is_shared, strict=True) if shared), "")
         what = f"such as {first}" if first else "by their pictures"
@@ -166,8 +168,8 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
         what = f"all of {shared[0]}" if shared else ""
     if count:
         logging.warning(
-            "%d of the %d examples of --%s were trained on, %s; the metrics do not show how the model does on new "
-            "pictures; evaluate on shards that were not trained on",
+            "%d of the %d examples of --%s were trained on (the same picture or id), %s; the metrics do not show how "
+            "the model does on new pictures; evaluate on shards that were not trained on",
             *(count, shards.num_examples, flag, what),
         )
     return count

@@ -4,13 +4,12 @@ import importlib
 import os
 import traceback
 
-from cats_vs_dogs import plain_imports
+from cats_vs_dogs import plain_imports, porting
 from cats_vs_dogs.utils import UserError
 
 # Each imports only those before it.
 _NAMES = ("losses", "readers", "cvd_models")
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
-_OF_TENSORFLOW_1 = "docs/porting.en.md has a row for each name of TensorFlow 1, with what to write instead"
 
 
 def import_all() -> None:
@@ -35,7 +34,7 @@ def import_all() -> None:
 
 
 def explain(error: Exception) -> str:
-    """Says where the import of a file failed, and why: "file line n: code: error".
+    """Says where the import of a file failed, why, and what to write instead of a name of 2017.
 
     Args:
         error: what the import raised.
@@ -50,5 +49,5 @@ def explain(error: Exception) -> str:
         where = own[-1]
     path, number, line = where
     place = f"{os.path.basename(path or '')} line {number}: {(line or '').strip()}"
-    is_old = isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("tensorflow", "tf_slim")
-    return f"{place}: {message}{f'; {_OF_TENSORFLOW_1}' if is_old else ''}"
+    instead = porting.advice(error, is_loss=place.startswith("losses.py "))
+    return f"{place}: {message}{f'; {instead}; see {porting.PAGE}' if instead else ''}"

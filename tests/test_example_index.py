@@ -186,12 +186,13 @@ def test_a_reader_of_other_features_is_left_alone(tmp_path, caplog, read, bad_ex
 def test_any_record_can_be_looked_at(record, expected):
     example = example_index.read_example(record)
     assert (example.label, example.id) == expected
-    assert (example.key is None) == (not example.id)
+    assert (example.picture_key, bool(example.id_key)) == (0, bool(example.id))
 
 
-def test_copies_of_a_picture_have_one_key_whatever_their_ids():
+def test_copies_of_a_picture_have_one_key_and_so_do_records_with_one_id():
     first, copy, other = (
         example_index.read_example(tfrecords.make_example(encoded, name, 1))
         for encoded, name in ((JPEGS[0], "a"), (JPEGS[0], "b"), (JPEGS[1], "a"))
     )
-    assert first.key == copy.key != other.key
+    assert first.picture_key == copy.picture_key != other.picture_key
+    assert first.id_key == other.id_key != copy.id_key

@@ -13,10 +13,10 @@ FLOORS = [
     {"plain_imports", "functions_of_2017"},
     {"flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
-    {"file_patterns", "user_files"},
-    {"files", "figures", "untracked", "average_precision_calculator"},
+    {"file_patterns"},
+    {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"archives", "config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
-    | {"mean_average_precision_calculator"},
+    | {"mean_average_precision_calculator", "user_files"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
     {"readers", "summaries", "metrics_log", "plan"},

@@ -103,6 +103,37 @@ def test_a_raw_op_is_refused_with_the_keras_way(raw_op):
     assert "keras.ops" in said and "Lambda" in said and "Porting a 2017 model" in said
 
 
+def test_vocab_size_is_num_classes():
+    def as_in_2017(self, model_input, vocab_size, **unused_params):
+        assert vocab_size == 2 and sorted(unused_params) == ["is_new", "labels", "num_classes", "output_layer"]
+        return {"predictions": keras.layers.Dense(vocab_size - 1)(flat(model_input))}
+
+    def with_both(self, model_input, num_classes, vocab_size=5):
+        assert num_classes == vocab_size == 2
+        return {"predictions": keras.layers.Dense(1)(flat(model_input))}
+
+    def with_none(self, model_input, **unused_params):
+        assert "vocab_size" not in unused_params
+        return {"predictions": keras.layers.Dense(1)(flat(model_input))}
+
+    def by_keyword(self, model_input, *, vocab_size):
+        assert vocab_size == 2
+        return {"predictions": keras.layers.Dense(1)(flat(model_input))}
+
+    for create_model in (as_in_2017, with_both, with_none, by_keyword):
+        build(create_model)
+    with pytest.raises(UserError, match='no parameter "vocab_size"'):
+        build(as_in_2017, vocab_size=3)
+
+
+@pytest.mark.parametrize(
+    "create_model", [lambda self, x, is_training: 1, lambda self, x, vocab_size, is_training=True, **params: 1]
+)
+def test_is_training_is_not_a_parameter_any_more(create_model):
+    with pytest.raises(UserError, match="MyModel.create_model: remove the parameter is_training; layers know"):
+        build(create_model)
+
+
 def test_an_error_in_the_users_own_code_is_said_in_one_line_with_its_place():
     def create_model(self, model_input):
         raise ValueError("mine")

@@ -66,7 +66,7 @@ def averages(covered):
 
 
 def as_pillow_shows(data):
-    """Returns the average of what Pillow decodes, upright and on white, [8, 8, 3] float; and the number of pixels."""
+    """Returns the average of what Pillow decodes, upright and on white, float [8, 8, 3]."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode in ("I", "I;16"):  # Pillow would clip the values.
         transparent = np.asarray(image) == image.info.get("transparency", -1)
@@ -74,8 +74,7 @@ def as_pillow_shows(data):
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"), float)
-    average = np.einsum("ih,hwc,jw->ijc", averages(pixels.shape[0]), pixels, averages(pixels.shape[1]))
-    return average, image.width * image.height
+    return np.einsum("ih,hwc,jw->ijc", averages(pixels.shape[0]), pixels, averages(pixels.shape[1]))
 
 
 # How to write a picture of each format: Pillow's options, and the modes it can be written in.
@@ -95,8 +94,7 @@ FORMATS = {
     "JPEG2000": ({}, ("L", "LA", "RGB", "RGBA", "I;16")),
 }
 CASES = [(name, mode) for name, (_, modes) in FORMATS.items() for mode in modes]
-# libjpeg averages complete blocks of 8 pixels, or none.
-SIZES = [(1, 1), (3, 200), (200, 3), (13, 11), (64, 64), (64, 128)]
+SIZES = st.one_of(st.sampled_from([(1, 1), (3, 200), (200, 3)]), st.tuples(st.integers(1, 200), st.integers(1, 200)))
 
 
 def drawn(mode, size, seed):
@@ -143,7 +141,7 @@ def file_of(case, size, orientation, transparent, seed):
         st.builds(
             file_of,
             st.sampled_from(CASES),
-            size=st.sampled_from(SIZES),
+            size=SIZES,
             orientation=st.integers(0, 8),
             transparent=st.booleans(),
             seed=st.integers(0, 99),
@@ -156,9 +154,7 @@ def test_any_picture_has_the_same_pixels_as_a_file_and_in_a_shard(data):
     images = from_files(data)
     np.testing.assert_array_equal(images, from_shards(data))
     for image, one in zip(images, data, strict=True):
-        expected, num_pixels = as_pillow_shows(one)
-        # TensorFlow's fast decoder errs by up to 3 in single pixels, which show in a picture that is hardly averaged.
-        assert np.abs(image - expected).mean() < (2 if num_pixels >= 64 * 64 else 3)
+        assert np.abs(image - as_pillow_shows(one)).mean() < 2
 
 
 def segment(marker, content):
@@ -218,7 +214,7 @@ def test_unusual_pictures():
         np.testing.assert_array_equal(images, from_shards([data] * 8), name)
         if "without sense" in name or "cannot be written" in name:  # Pillow's exif_transpose raises an error.
             continue
-        expected, _ = as_pillow_shows(data)
+        expected = as_pillow_shows(data)
         assert np.abs(images[0] - expected).mean() < 2, name
 
 

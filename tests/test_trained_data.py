@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from conftest import make_config, write_shards
 
-from cats_vs_dogs import checkpoints, distribution, example_index, inference, readers, sample_data, train, trained_data
+from cats_vs_dogs import (
+    checkpoints,
+    distribution,
+    example_index,
+    inference,
+    readers,
+    sample_data,
+    tfrecords,
+    train,
+    trained_data,
+)
 from cats_vs_dogs import eval as eval_script
 from cats_vs_dogs.bad_examples import open_shards
 from cats_vs_dogs.utils import UserError
@@ -131,20 +141,30 @@ def test_shared_examples_are_counted_wherever_they_are(tmp_path, count):
     for other in ("link", "copy"):
         number, said = count(tmp_path / other, all_of_them)
         assert number == 8
-        assert "8 of the 8 examples of --eval_data_pattern were trained on, such as dog.1.jpg; " in said
+        assert (
+            "8 of the 8 examples of --eval_data_pattern were trained on (the same picture or id), such as dog.1.jpg; "
+            in said
+        )
     # Other shards of some of the same photos.
     number, said = count(write_shards(tmp_path / "c", "validation", num_examples=30, num_shards=2), all_of_them)
     assert number == 24 and "24 of the 30 examples" in said
     assert count(all_of_them, tmp_path / "copy")[0] == 8
 
 
-def test_other_photos_of_the_same_names_are_not_counted(tmp_path, count):
-    from test_example_index import JPEGS, write
+def test_the_same_picture_or_the_same_id_counts(tmp_path, count):
+    from test_example_index import JPEGS
 
-    (tmp_path / "a").mkdir()
-    photos = write_shards(tmp_path / "b", num_examples=4, num_shards=1)
-    number, said = count(write(tmp_path / "a", [0, 1, 0, 1]), photos)
-    assert (number, said) == (0, "") and len(JPEGS) == 4
+    def write(shard, *examples):
+        tfrecords.write_shard(
+            str(tmp_path / shard), [tfrecords.make_example(JPEGS[i], name, 0) for i, name in examples]
+        )
+        return tmp_path / shard
+
+    trained = write("trained", (0, "cat.0.jpg"), (1, "cat.1.jpg"), (2, ""))
+    number, said = count(write("a", (0, "renamed.jpg"), (3, "cat.1.jpg"), (3, "new.jpg"), (3, "")), trained)
+    assert number == 2
+    assert "2 of the 4 examples of --eval_data_pattern were trained on (the same picture or id), such as renam" in said
+    assert count(write("b", (3, "new.jpg"), (3, "")), trained) == (0, "")
 
 
 def test_without_keys_the_paths_tell(tmp_path, count):
@@ -153,9 +173,7 @@ def test_without_keys_the_paths_tell(tmp_path, count):
     (tmp_path / "link").symlink_to(paths[1])
     assert count(pattern, None, paths=paths)[0] == 16
     number, said = count(tmp_path / "link", None, paths=paths)
-    assert (
-        number == 8 and f"8 of the 8 examples of --eval_data_pattern were trained on, all of {tmp_path}/link; " in said
-    )
+    assert number == 8 and f"were trained on (the same picture or id), all of {tmp_path}/link; " in said
     assert count(tmp_path / "link", None, paths=paths[:1]) == (None, "")
 
 
@@ -172,9 +190,9 @@ def test_the_keys_of_a_resumed_model_are_those_of_all_its_data(tmp_path):
     assert trained_data.load_keys(folder) is None
     assert trained_data.keys_of_run(folder, first, is_resumed=True) is None  # Nobody knows what was before.
     trained_data.save_keys(folder, trained_data.keys_of_run(folder, second, is_resumed=False))
-    assert len(trained_data.load_keys(folder)) == 30
-    assert len(trained_data.keys_of_run(folder, first, is_resumed=True)) == 30
-    assert len(trained_data.keys_of_run(folder, first, is_resumed=False)) == 24
+    assert len(trained_data.load_keys(folder)) == 60
+    assert len(trained_data.keys_of_run(folder, first, is_resumed=True)) == 60
+    assert len(trained_data.keys_of_run(folder, first, is_resumed=False)) == 48
     trained_data.save_keys(folder, None)
     assert not os.path.exists(tmp_path / "trained_on.npy")
     for damaged in (b"", b"x", b"\x93NUMPY", np.array(["a"]).tobytes()):
@@ -190,7 +208,10 @@ def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
     settings = {"train_dir": "m", "image_size": 4, "batch_size": 8, "num_epochs": 1, "train_data_pattern": "s/train-*"}
     cluster = distribution.local_devices()
     assert train.train(make_config(**settings, eval_data_pattern="s/validation-*"), cluster) is None
-    assert "16 of the 24 examples of --eval_data_pattern were trained on, such as cat.0.jpg; " in caplog.text
+    assert (
+        "16 of the 24 examples of --eval_data_pattern were trained on (the same picture or id), such as cat.0.jpg; "
+        in caplog.text
+    )
     run = json.loads((tmp_path / "m" / "run.json").read_text())
     assert list(run["shards"]) == [f"{tmp_path}/s/train-00000-of-00001"]
     assert run["flags"]["eval_data_pattern"] == f"{tmp_path}/s/validation-*"

@@ -15,7 +15,7 @@ MISTAKES = [
         "cvd_models",
         "import tensorflow.contrib.slim as slim",
         "cvd_models.py line 1: import tensorflow.contrib.slim as slim: ModuleNotFoundError: No module named "
-        "'tensorflow.contrib'; docs/porting.en.md has a row for ",
+        "'tensorflow.contrib'; tf.contrib: write import keras, then the layers of this table; see docs/porting.en.md",
     ),
     ("losses", "from tensorflow import flags", "losses.py line 1: from tensorflow import flags: ImportError: "),
     ("readers", "import no_such_module", "readers.py line 1: import no_such_module: ModuleNotFoundError: "),
