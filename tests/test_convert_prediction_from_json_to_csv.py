@@ -181,6 +181,7 @@ def test_deeply_nested_lists_are_an_error_in_one_line():
         json.dumps(json.loads(line_2017("a", [1], [0.5])), indent=4).encode(),
         b"Id,Category\na,1\n",
     ],
+    ids=["gzip", "UTF-16", "a list", "indented", "CSV"],
 )
 def test_files_that_do_not_hold_lines_of_json(tmp_path, content):
     (tmp_path / "results").write_bytes(content)
