@@ -62,6 +62,8 @@ def open_reader(is_labelled: bool, image_size: int, resize_method: str) -> reade
 def check(shards: readers.Shards, image_size: int, resize_method: str) -> None:
     """Checks that inference and export will read a picture as training does, with the first record of the shards.
 
+    The kit's own readers do, so it costs time only with a reader of a contestant's own.
+
     Args:
         shards: labelled ones.
         image_size: height and width of the images, pixels.
@@ -71,6 +73,8 @@ def check(shards: readers.Shards, image_size: int, resize_method: str) -> None:
         UserError: if a reader fails, or if the images differ.
     """
     one, other = (type(_get_reader(is_labelled, image_size, resize_method)) for is_labelled in (True, False))
+    if one in _KIT_READERS and other in _KIT_READERS:
+        return
     record, images = readers.first_record(shards), []
     for is_labelled, kind in ((True, one), (False, other)):
         prepare = _trace(kind.__name__, open_reader(is_labelled, image_size, resize_method))
