@@ -163,6 +163,8 @@ class Classifier:
                 raise utils.UserError(f"{self.spec.model}.create_model: {crop_error}") from error
             raise untracked.creation_error(what, error) or porting.explain(self.spec.label_loss, error, True) from error
         untracked.check(graph, self.model.variables, what, is_training)
+        if not is_training:
+            untracked.check_predictions(graph, self.model.seed_states, what)
         return graph
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
