@@ -22,6 +22,8 @@ _CREATED_LATE = re.compile(r"not be lifted|Unable to lift|singleton tf\.Variable
 _RANDOM = re.compile(
     r"Random(Uniform|UniformInt|StandardNormal|Gamma|Poisson|PoissonV2|Shuffle)|(Parameterized)?TruncatedNormal|Multinomial"
 )
+# Operations that read variables, in another order on several devices.
+_READING = ("Placeholder", "ReadVariableOp", "Identity", "NoOp")
 _KIT = tuple(os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ("classifier.py", "models.py"))
 
 
@@ -138,12 +140,24 @@ def drawn_constants(graph: tf.Graph) -> int:
     Args:
         graph: the graph of a `tf.function`.
     """
-    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
-    values += [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
     number = 0
-    for value in filter(_may_be_drawn, values):
+    for value in filter(_may_be_drawn, _constants(graph)):
         number = zlib.crc32(value.tobytes(), number) or 1
     return number
+
+
+def graph_number(graph: tf.Graph) -> int:
+    """Returns a number that graphs of the same operations and constants share, such as those of a model built twice."""
+    types = [op.type for op in graph.get_operations() if op.type not in _READING]
+    number = zlib.crc32(" ".join(types).encode())
+    for value in _constants(graph):
+        number = zlib.crc32(value.tobytes() if value.dtype != object else str(value.tolist()).encode(), number)
+    return number
+
+
+def _constants(graph: tf.Graph) -> list[np.ndarray]:
+    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
+    return values + [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
 
 
 def _may_be_drawn(value: np.ndarray) -> bool:
