@@ -58,6 +58,7 @@ def restore_newest(classifier: Classifier, folder: str) -> str:
         UserError: if there is no checkpoint, none can be read, or it belongs to another model.
     """
     require_checkpoint(folder)
+    train_dir.warn_of_other_graph(folder, classifier.graph_number)
     return _restore_first(folder, lambda path: restore_classifier(classifier, path))
 
 

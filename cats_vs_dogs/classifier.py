@@ -85,6 +85,9 @@ class Classifier:
         any_size: whether the model takes pictures of any size, not only of the spec's.
         flip_average: whether `probability` and `evaluate_batch` average over a picture and its mirror image.
 
+    Attributes:
+        graph_number: stands for the operations and constants of the evaluation, see `untracked.graph_number`.
+
     Raises:
         UserError: if a name, a parameter, or what `create_model` returns is not right.
     """
@@ -100,7 +103,7 @@ class Classifier:
         model_class, loss_class = find_classes(spec)
         _use_keras_defaults()
         self.spec = spec
-        self.flip_average = flip_average
+        self.flip_average = False
         image_size = None if any_size else spec.image_size
         with seeded(spec.seed), _dtype_policy(precision):
             self.loss = loss_class()
@@ -114,7 +117,9 @@ class Classifier:
         self._loss_arguments = utils.accepted_arguments(
             self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
         )
-        self._drawn = untracked.drawn_constants(self._check(self.evaluate_batch, is_training=False))
+        graph = self._check(self.evaluate_batch, is_training=False)
+        self._drawn, self.graph_number = untracked.drawn_constants(graph), untracked.graph_number(graph)
+        self.flip_average = flip_average  # Now, since it changes the graph.
 
     @property
     def num_parameters(self) -> int:
@@ -163,6 +168,8 @@ class Classifier:
                 raise utils.UserError(f"{self.spec.model}.create_model: {crop_error}") from error
             raise untracked.creation_error(what, error) or porting.explain(self.spec.label_loss, error, True) from error
         untracked.check(graph, self.model.variables, what, is_training)
+        if not is_training:
+            untracked.check_predictions(graph, self.model.seed_states, what)
         return graph
 
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:

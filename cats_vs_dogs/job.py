@@ -114,7 +114,9 @@ def look(settings: Config, cluster: Cluster) -> Job:
         has_model=has_model,
         trained_on=trained_on,
         eval_trained_on=eval_trained_on,
-        record=train_dir.make_record(settings, shards.records, classifier.num_parameters, cluster.num_replicas),
+        record=train_dir.make_record(
+            settings, shards.records, classifier.num_parameters, cluster.num_replicas, predictor.graph_number
+        ),
     )
 
 

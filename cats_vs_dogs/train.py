@@ -130,6 +130,7 @@ def prepare(job: Job) -> None:
     if cluster.is_chief:
         if restored:
             train_dir.warn_of_changes(folder, job.record)
+            train_dir.warn_of_other_graph(folder, job.predictor.graph_number)
         with files.explain_write_errors(folder, "train_dir"):
             train_dir.delete_leftovers(folder)
             if job.has_model:  # Otherwise event files are another program's.

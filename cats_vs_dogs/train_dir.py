@@ -254,11 +254,16 @@ def load_spec(train_dir: str) -> ModelSpec:
 
 
 def _seed_of_run(train_dir: str) -> int:
-    """Returns the seed in the run.json of a train_dir, or of the one whose folder "best" it is; 0 without one."""
+    """Returns the seed in the run.json of a train_dir; 0 without one."""
+    seed = _read_run_of_model(train_dir).get("seed")
+    return seed if isinstance(seed, int) else 0
+
+
+def _read_run_of_model(train_dir: str) -> dict[str, Any]:
+    """Returns what the run.json of a train_dir holds, or of the one whose folder "best" it is."""
     path = train_dir.rstrip("/") if files.is_remote(train_dir) else os.path.abspath(train_dir)
     folder, name = os.path.split(path)
-    seed = read_run(folder if name == "best" else train_dir).get("seed")
-    return seed if isinstance(seed, int) else 0
+    return read_run(folder if name == "best" else train_dir)
 
 
 def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_loss: str | None) -> None:
@@ -284,7 +289,9 @@ def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_los
 # ---- run.json: what was run, written before it runs, and compared on resume.
 
 
-def make_record(config: Config, shards: dict[str, int], num_parameters: int, num_replicas: int) -> dict[str, Any]:
+def make_record(
+    config: Config, shards: dict[str, int], num_parameters: int, num_replicas: int, graph_number: int
+) -> dict[str, Any]:
     """Returns what run.json holds.
 
     Args:
@@ -292,26 +299,32 @@ def make_record(config: Config, shards: dict[str, int], num_parameters: int, num
         shards: number of records of each shard, by path.
         num_parameters: number of the model's weights.
         num_replicas: number of devices.
+        graph_number: that of the model, see `Classifier`.
     """
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
     settings = config.settings()
     patterns = {name: files.absolute_path(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
         "flags": settings | patterns,
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": _versions(),
         "seed": config.system.seed,
         "optimizer": _optimizer_of(config),
         "shards": {files.absolute_path(path): count for path, count in shards.items()},
         "parameters": num_parameters,
         "replicas": num_replicas,
+        "graph": graph_number,
+    }
+
+
+def _versions() -> dict[str, str]:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
     }
 
 
@@ -362,6 +375,26 @@ def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
             "the model in %s was trained with %s; it resumes from its step, but not as an uninterrupted run would. "
             "For a new model name another --train_dir or pass --start_new_model",
             *(train_dir, ", ".join(changes)),
+        )
+
+
+def warn_of_other_graph(train_dir: str, graph_number: int) -> None:
+    """Warns if a model is built in another way than in training, although its weights fit.
+
+    Args:
+        train_dir: where the model is.
+        graph_number: that of the model, see `Classifier`.
+    """
+    run = {}
+    with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being used.
+        run = _read_run_of_model(train_dir)
+    # Another version of a library may have other operations for the same.
+    if run.get("versions") == _versions() and run.get("graph", graph_number) != graph_number:
+        logging.warning(
+            "the model in %s is built with other operations or constants than in training, so its answers differ: its "
+            "code has changed, or it depends on a file, an environment variable, hash(), or the order of a set; build "
+            "it as it was, or train a new one",
+            train_dir,
         )
 
 

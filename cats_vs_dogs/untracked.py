@@ -4,7 +4,7 @@ import linecache
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,12 @@ from cats_vs_dogs.utils import LIBRARIES, UserError, place_of
 _RANDOM_STATE = re.compile(r"(.*/)?(seed_generator_state|StateVar)(_\d+)?")
 # What TensorFlow and Keras say about a variable that is created when a layer is called.
 _CREATED_LATE = re.compile(r"not be lifted|Unable to lift|singleton tf\.Variables|cannot add new elements of state")
+# Operations of tf.random, whose results are others at each call; those of tf.random.Generator have a variable.
+_RANDOM = re.compile(
+    r"Random(Uniform|UniformInt|StandardNormal|Gamma|Poisson|PoissonV2|Shuffle)|(Parameterized)?TruncatedNormal|Multinomial"
+)
+# Operations that read variables, in another order on several devices.
+_READING = ("Placeholder", "ReadVariableOp", "Identity", "NoOp")
 _KIT = tuple(os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ("classifier.py", "models.py"))
 
 
@@ -42,7 +48,7 @@ def check(graph: tf.Graph, tracked: Sequence[keras.Variable], what: str, is_trai
         if id(handle) in known or not _is_variable(handle):
             continue
         name = re.sub(r"/replica_\d+|:0", "", names.get(id(handle), placeholder.name))
-        place = _place(placeholder)
+        place = _place(placeholder.consumers())
         if not is_training or not _RANDOM_STATE.fullmatch(name):
             raise UserError(
                 f"{what} uses the variable {name} of shape {_shape(handle)}, which Keras "
@@ -58,6 +64,56 @@ def check(graph: tf.Graph, tracked: Sequence[keras.Variable], what: str, is_trai
             "keras.random.SeedGenerator(1) in __init__, and pass seed=self.seeds to the functions of keras.random",
             *(what, random_places[0]),
         )
+
+
+def check_predictions(graph: tf.Graph, seeds: Sequence[keras.Variable], what: str) -> None:
+    """Checks that predictions are the same each time, and that an export can hold all that calculates them.
+
+    Args:
+        graph: the graph of a `tf.function` whose first result are predictions.
+        seeds: the states of random numbers that Keras tracks.
+        what: the model and its loss, for messages.
+
+    Raises:
+        UserError: if they are random, or use a lookup table or Python code.
+    """
+    random = f"{what} makes random predictions%s; draw random numbers in a layer's call, if training is True"
+    exported = f"{what} uses %s%s, which an export cannot hold; use tensors and operations of keras.ops or tf instead"
+    known_seeds = {id(handle) for variable in seeds for handle in _handles(variable.value)}
+    library = {function.signature.name: function for function in graph.as_graph_def().library.function}
+    ops = _ops_of(graph.outputs[0])
+    for handle, placeholder in graph.captures:
+        place = _place(placeholder.consumers())
+        if placeholder.op in ops and id(handle) in known_seeds:
+            raise UserError(random % place)
+        if placeholder.op in ops and handle.dtype == tf.resource and not _is_variable(handle):
+            raise UserError(exported % ("a lookup table", place))
+    for op in ops:
+        for kind in (op.type, *_types_called(op.node_def, library)):
+            if _RANDOM.fullmatch(kind):
+                raise UserError(random % _place([op]))
+            if kind in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
+                raise UserError(exported % ("Python code", _place([op])))
+
+
+def _ops_of(tensor: tf.Tensor) -> set[tf.Operation]:
+    """Returns the operations that calculate a tensor of a graph."""
+    ops, waiting = set(), [tensor.op]
+    while waiting:
+        op = waiting.pop()
+        if op not in ops:
+            ops.add(op)
+            waiting += [one.op for one in op.inputs]
+    return ops
+
+
+def _types_called(node: Any, library: dict[str, Any]) -> Iterator[str]:
+    """Yields the types of the operations in the functions that a node calls, such as the body of a loop."""
+    for value in node.attr.values():
+        for function in (value.func, *value.list.func):
+            for inner in library[function.name].node_def if function.name in library else ():
+                yield inner.op
+                yield from _types_called(inner, library)
 
 
 def creation_error(what: str, error: Exception) -> UserError | None:
@@ -84,12 +140,24 @@ def drawn_constants(graph: tf.Graph) -> int:
     Args:
         graph: the graph of a `tf.function`.
     """
-    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
-    values += [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
     number = 0
-    for value in filter(_may_be_drawn, values):
+    for value in filter(_may_be_drawn, _constants(graph)):
         number = zlib.crc32(value.tobytes(), number) or 1
     return number
+
+
+def graph_number(graph: tf.Graph) -> int:
+    """Returns a number that graphs of the same operations and constants share, such as those of a model built twice."""
+    types = [op.type for op in graph.get_operations() if op.type not in _READING]
+    number = zlib.crc32(" ".join(types).encode())
+    for value in _constants(graph):
+        number = zlib.crc32(value.tobytes() if value.dtype != object else str(value.tolist()).encode(), number)
+    return number
+
+
+def _constants(graph: tf.Graph) -> list[np.ndarray]:
+    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
+    return values + [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
 
 
 def _may_be_drawn(value: np.ndarray) -> bool:
@@ -116,9 +184,9 @@ def _shape(handle: tf.Tensor) -> list[int]:
     return [dimension.size for dimension in handle._handle_data.shape_and_type[0].shape.dim]
 
 
-def _place(placeholder: tf.Tensor) -> str:
-    """Returns where the user's code uses a variable, such as " (cvd_models.py line 9: net = ...)"; else ""."""
-    for op in placeholder.consumers():
+def _place(ops: Iterable[tf.Operation]) -> str:
+    """Returns where the user's code creates an operation, such as " (cvd_models.py line 9: net = ...)"; else ""."""
+    for op in ops:
         for frame in reversed(list(op.traceback)):
             if frame.filename in _KIT:
                 break

@@ -106,14 +106,18 @@ def _use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # A notebook's stream.
             stream.reconfigure(errors="backslashreplace")  # A name that a terminal cannot show is no error.
-    names = {sys.argv[0], f"cats_vs_dogs.{os.path.basename(sys.argv[0]).removesuffix('.py')}"}  # The latter with -m.
-    is_own_process = bool(names & set(sys.orig_argv))
-    if sys.getfilesystemencoding() == "utf-8" or not is_own_process or not sys.executable:
+    if sys.getfilesystemencoding() == "utf-8" or not _is_own_process() or not sys.executable:
         return
     if "utf8" in sys._xoptions:
         _exit_with_error("-X utf8=0: paths must be UTF-8; leave the option out")
     os.environ["PYTHONUTF8"] = "1"  # For processes that this one starts.
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _is_own_process() -> bool:
+    """Whether this process was started for the script, unlike a notebook's."""
+    names = {sys.argv[0], f"cats_vs_dogs.{os.path.basename(sys.argv[0]).removesuffix('.py')}"}  # The latter with -m.
+    return bool(names & set(sys.orig_argv))
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -187,6 +191,8 @@ def import_tensorflow() -> None:
     """
     if "tensorflow" in sys.modules:
         return
+    if _is_own_process():  # Keras imports matplotlib, which may lack the backend of the notebook that started it.
+        os.environ["MPLBACKEND"] = "agg"
     with _explain_keras_json(), _without_startup_lines():
         import tensorflow as tf
 
@@ -227,7 +233,10 @@ def _explain_keras_json() -> Iterator[None]:
         yield
     except (AssertionError, AttributeError, TypeError, ValueError, OSError) as error:
         path = os.path.join(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")), "keras.json")
-        if not os.path.exists(path):
+        # Keras and TensorFlow's older copy of it read the file.
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        is_read = re.search(r"[/\\]keras[/\\](.*[/\\])?(backend|backend_config|config)\.py$", raised_in)
+        if not is_read or not os.path.exists(path):
             raise
         _exit_with_error(f"{path}: TensorFlow cannot be imported with it; delete it ({type(error).__name__}: {error})")
 

@@ -46,6 +46,13 @@ def test_a_keras_json_that_cannot_be_used_is_one_line(tmp_path, fails_in_one_lin
     assert said.startswith(f"error: {tmp_path}/keras.json: TensorFlow cannot be imported with it; delete it (")
 
 
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nowhere"])
+def test_a_notebook_sets_a_backend_that_the_scripts_python_lacks(tmp_path, fails_in_one_line, backend):
+    data = ["--train_data_pattern=/nowhere/*", f"--train_dir={tmp_path}"]
+    said = fails_in_one_line("train", *data, command=command("train"), env={"MPLBACKEND": backend})
+    assert said.startswith("error: --train_data_pattern=/nowhere/*")
+
+
 @pytest.mark.slow
 def test_paths_in_hangul_in_an_ascii_locale(tmp_path, run_script):
     folder = tmp_path / "고양이 사진"

@@ -98,7 +98,7 @@ def log_loss_and_probabilities(classifier, folder, pattern):
         {"seed": 2**32 - 1, "first_image_size": 12, "precision": "mixed_float16"},
     ],
 )
-def test_the_same_model_in_training_evaluation_prediction_and_export(tmp_path, shards, settings):
+def test_the_same_model_in_training_evaluation_prediction_and_export(tmp_path, shards, caplog, settings):
     row = trained(tmp_path / "model", shards, **settings)
     folders = [tmp_path / "model"] + ([tmp_path / "model" / "best"] if row["step"] == best_step(tmp_path) else [])
     serialized = list(tf.data.TFRecordDataset(tf.io.gfile.glob(shards[1])).as_numpy_iterator())
@@ -109,18 +109,21 @@ def test_the_same_model_in_training_evaluation_prediction_and_export(tmp_path, s
         assert loss == pytest.approx(row["avg_loss"], abs=1e-6)
         np.testing.assert_allclose(exported, probabilities, atol=1e-6, rtol=0)
     assert 0.01 < probabilities.min() < probabilities.max() - 0.01 < 0.98  # The pictures matter.
+    assert "other operations or constants" not in caplog.text
 
 
 def best_step(tmp_path):
     return checkpoints.step_of(checkpoints.require_checkpoint(str(tmp_path / "model" / "best")))
 
 
-def test_the_mirror_image_meets_the_same_model(tmp_path, shards):
+def test_the_mirror_image_meets_the_same_model(tmp_path, shards, caplog):
     trained(tmp_path / "model", shards, seed=5)
+    caplog.clear()
     plain, flipping = (rebuilt(tmp_path / "model", flip_average) for flip_average in (False, True))
     images = tf.random.stateless_uniform([5, 16, 16, 3], [1, 2])
     mean = (plain.probability(images) + plain.probability(images[:, :, ::-1])) / 2
     np.testing.assert_allclose(flipping.probability(images), mean, atol=1e-6, rtol=0)
+    assert not caplog.text
 
 
 @pytest.mark.slow
@@ -164,6 +167,31 @@ def test_the_same_is_drawn_in_a_strategy_and_after_other_operations(shards, is_n
         other = Classifier(spec, is_new=is_new)
     other.copy_weights(expected)
     np.testing.assert_array_equal(other.probability(images), expected.probability(images))
+
+
+class OutsideModel(models.BaseModel):
+    """Depends on what is not in its train_dir."""
+
+    factor, activations = 0.5, ["relu", "tanh"]
+
+    def create_model(self, model_input):
+        net = keras.layers.GlobalAveragePooling2D()(model_input) * self.factor
+        branches = [keras.layers.Dense(2, activation)(net) for activation in self.activations]
+        return {"predictions": keras.layers.Dense(1, "sigmoid")(keras.layers.Concatenate()(branches))}
+
+
+@pytest.mark.parametrize(("name", "value"), [("factor", 0.6), ("activations", ["tanh", "relu"])])
+def test_a_model_that_is_built_otherwise_than_in_training(tmp_path, shards, monkeypatch, caplog, name, value):
+    monkeypatch.setattr(cvd_models, "OutsideModel", OutsideModel, raising=False)
+    trained(tmp_path / "model", shards, model="OutsideModel")
+    rebuilt(tmp_path / "model")
+    assert "other operations or constants" not in caplog.text
+    monkeypatch.setattr(OutsideModel, name, value)
+    rebuilt(tmp_path / "model" / "best")
+    assert "model/best is built with other operations or constants than in training, so its answers" in caplog.text
+    caplog.clear()
+    trained(tmp_path / "model", shards, model="OutsideModel", num_epochs=3)
+    assert "model is built with other operations or constants than in training" in caplog.text
 
 
 class UnseededModel(models.BaseModel):

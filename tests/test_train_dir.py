@@ -14,7 +14,7 @@ SETTINGS = {"train_dir": "/a", "train_data_pattern": "/data/train-*"}
 
 def record(shards=None, replicas=1, **settings):
     config = make_config(**SETTINGS, **settings) if not SETTINGS.keys() & settings else make_config(**settings)
-    record = train_dir.make_record(config, shards or {"/data/train-0": 5, "/data/train-1": 4}, 3073, replicas)
+    record = train_dir.make_record(config, shards or {"/data/train-0": 5, "/data/train-1": 4}, 3073, replicas, 1)
     return json.loads(json.dumps(record))  # As in run.json.
 
 
@@ -73,7 +73,7 @@ def test_another_optimizer_is_refused(tmp_path, precision):
     settings = {"train_dir": folder, "precision": precision}
     config = make_config(**settings, optimizer="AdamOptimizer")
     train_dir.save_spec(folder, config.model)
-    train_dir.save_record(folder, train_dir.make_record(config, {}, 1, 1))
+    train_dir.save_record(folder, train_dir.make_record(config, {}, 1, 1, 1))
     assert train_dir.check(folder, config)
     assert train_dir.check(folder, make_config(**settings, optimizer="Adam"))  # A warning comes later.
     for other in ("Nadam", "AdamW", "SGD"):

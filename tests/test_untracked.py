@@ -188,6 +188,44 @@ def test_what_keras_tracks_is_not_refused(monkeypatch, caplog, layer, precision)
     assert not caplog.text
 
 
+class AlwaysRandom(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(x, training=True)
+
+
+class WithTable(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        values = tf.lookup.KeyValueTensorInitializer(tf.constant([0, 1], tf.int64), tf.constant([0.5, 1.5]))
+        self.table = tf.lookup.StaticHashTable(values, 1.0)
+
+    def call(self, x):
+        return x * self.table.lookup(tf.cast(x > 0, tf.int64))
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda: hidden(lambda x: x + tf.random.normal([3])), r"random predictions \(.* line \d+: .*tf.random.normal"),
+        (lambda: hidden(lambda x: tf.map_fn(lambda y: y * tf.random.uniform([]), x)), "random predictions"),
+        (AlwaysRandom, r"random predictions \(.* line \d+: return self.dropout\(x, training=True\)\); draw"),
+        (WithTable, r"uses a lookup table \(.* line \d+: return x \* self.table"),
+        (lambda: hidden(lambda x: tf.ensure_shape(tf.numpy_function(abs, [x], x.dtype), [None, 3])), "uses Python"),
+    ],
+)
+def test_predictions_that_an_export_would_not_repeat(monkeypatch, layer, said):
+    with pytest.raises(UserError, match=f"OwnModel with CrossEntropyLoss (makes )?{said}"):
+        classifier_with(monkeypatch, layer)
+
+
+def test_random_numbers_that_evaluation_draws_and_does_not_use_are_no_error(monkeypatch):
+    classifier_with(monkeypatch, lambda: hidden(lambda x: (tf.random.normal([3]), x)[1]))
+
+
 def test_random_numbers_of_training_without_a_saved_state_are_a_warning(monkeypatch, caplog):
     classifier_with(monkeypatch, WithNoise)
     assert "OwnModel with CrossEntropyLoss: random numbers have a state that is not saved (test_untr" in caplog.text
