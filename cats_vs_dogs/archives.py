@@ -100,7 +100,8 @@ def check_no_archives(images: str, paths: Sequence[str], flag: str) -> None:
     archives = [path for path in paths if path.lower().endswith((".zip", *_ARCHIVE_ENDINGS))]
     if not archives:
         return
-    archives.sort(key=lambda path: "train" not in path)  # As in Kaggle's folder: train.zip and test1.zip.
+    wanted = "test" if flag == "input_data_pattern" else "train"  # As in Kaggle's folder: train.zip and test1.zip.
+    archives.sort(key=lambda path: wanted not in path)
     names = ", ".join(archives[:3])
     if os.path.isdir(images) and archives[0].lower().endswith(".zip"):
         advice = f"give the .zip itself: --{flag}={shlex.quote(os.path.join(images, archives[0]))}"
