@@ -46,7 +46,7 @@ def define_flags() -> None:
         module_name="model",
     )
     define_path(
-        _FLAG,
+        "input_data_pattern",
         "",
         "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
         "and whatever else the installed Pillow opens. Empty: test-* beside the training shards; for a model of the "
