@@ -61,9 +61,7 @@ def _describe_other(start: bytes, images: str, flag: str) -> str:
     """Returns what a file that is no .zip is, and what to do, by its first 1024 bytes; "" if they do not tell."""
     if not start:
         return "is empty; download it again"
-    kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
-    if kind is None and start[257:262] == b"ustar":
-        kind = "tar"
+    kind = kind_of(start)
     if kind:
         return f"is an archive of the kind {kind}, and only .zip is read; unpack it first, then give the folder"
     if start.startswith(_PICTURES) or start[4:8] == b"ftyp":
@@ -72,6 +70,13 @@ def _describe_other(start: bytes, images: str, flag: str) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "is a web page, not a .zip: the site wants a login, or answered with an error; download it in a browser"
     return ""
+
+
+def kind_of(start: bytes) -> str:
+    """Returns the kind of an archive other than .zip by its first bytes, such as "gzip"; "" for other files."""
+    if start[257:262] == b"ustar":
+        return "tar"
+    return next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), "")
 
 
 def check_name(images: str, path: str, flag: str) -> None:
@@ -100,7 +105,8 @@ def check_no_archives(images: str, paths: Sequence[str], flag: str) -> None:
     archives = [path for path in paths if path.lower().endswith((".zip", *_ARCHIVE_ENDINGS))]
     if not archives:
         return
-    archives.sort(key=lambda path: "train" not in path)  # As in Kaggle's folder: train.zip and test1.zip.
+    wanted = "test" if flag == "input_data_pattern" else "train"  # As in Kaggle's folder: train.zip and test1.zip.
+    archives.sort(key=lambda path: wanted not in path)
     names = ", ".join(archives[:3])
     if os.path.isdir(images) and archives[0].lower().endswith(".zip"):
         advice = f"give the .zip itself: --{flag}={shlex.quote(os.path.join(images, archives[0]))}"

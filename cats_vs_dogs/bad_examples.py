@@ -332,8 +332,9 @@ def explain_picture_errors(
         advice = "or pass --bad_examples=skip"
         if "save it as" not in reason:
             advice = f"fix or remove it, {advice}"
-        if reason.startswith("not a picture"):  # Perhaps a shard.
-            advice += "; give pictures and shards by patterns of their own"
+        with contextlib.suppress(*files.file_errors()):  # A file in a .zip has no path.
+            if tfrecords.is_shard(path):
+                advice += "; give pictures and shards by patterns of their own"
         raise UserError(f"{path}: {reason}; {advice}") from None
 
 

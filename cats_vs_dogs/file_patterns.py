@@ -141,6 +141,12 @@ def explain_no_match(pattern: str, matches_folders: bool) -> str:
     if matches_folders:
         deeper = shlex.quote(f"{pattern.rstrip('/')}/**")
         return f"matches folders only; for all files in them, at all levels, write {deeper}"
+    quoted = re.fullmatch("[\"'\u2018\u201c](.+)[\"'\u2019\u201d]", pattern)
+    if quoted:
+        return f"matches no file, because its quotes are read as a part of it; write {shlex.quote(quoted[1])}"
+    parts = re.split(r"[,\s]+", pattern)
+    if len(parts) > 1 and all(map(glob.glob, parts)):
+        return "is a list, and only one path or pattern is read; write a pattern that matches all of them, such as '*'"
     where = "" if os.path.isabs(pattern) or "://" in pattern else f" (looked for in {os.getcwd()})"
     if re.search(r"\{.*,.*\}", pattern):
         return f"matches no file{where}; {{a,b}} is not a pattern here, so write * in its place"

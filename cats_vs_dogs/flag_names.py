@@ -75,7 +75,7 @@ _OTHER_NAMES = [
         f"{_OUTPUT} csv csv_file submission submission_file csv_output_file predictions_file result results",
     ),
     ("csv_output_file", f"{_OUTPUT} output_file csv csv_file submission"),
-    ("export_dir", f"{_OUTPUT} export_path saved_model_dir model_dir"),
+    ("export_dir", f"{_OUTPUT} export_path saved_model_dir"),
     ("output_path", f"{_OUTPUT} output_file results"),
     ("model_dir", "train_dir model model_path weights checkpoint ckpt saved_model saved_model_dir export_dir logdir"),
     ("output_dir", f"{_OUTPUT} tfrecords shards"),
@@ -163,6 +163,9 @@ def explain_words(words: Sequence[str], available: Collection[str]) -> str:
         words: the words, at least one.
         available: the names of the script's flags.
     """
+    dashes = re.match("[\u2010-\u2015\u2212]+-*(?=[A-Za-z])", words[0])
+    if dashes:
+        return f"its dash is that of a text program; write --{words[0][dashes.end() :]}"
     name, equals, value = words[0].partition("=")
     if equals and re.fullmatch(r"[\w-]+", name):
         answer = explain_unknown_flag(name, available).removesuffix("?")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, submission, terminal, user_files, utils
+from cats_vs_dogs import archives, config, files, submission, terminal, user_files, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
 from cats_vs_dogs.path_flags import define_path
 
@@ -46,7 +46,7 @@ def define_flags() -> None:
         module_name="model",
     )
     define_path(
-        _FLAG,
+        "input_data_pattern",
         "",
         "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
         "and whatever else the installed Pillow opens. Empty: test-* beside the training shards; for a model of the "
@@ -191,6 +191,7 @@ def find_pictures(patterns: Sequence[str]) -> Iterator[tuple[list[str], Callable
         if not pictures and is_folder and has_shards(paths[0]):
             files.list_files(paths[0], _FLAG)  # Says which pattern to write instead.
         if not pictures:
+            archives.check_no_archives(paths[0], files.list_dir(paths[0]), _FLAG)
             raise utils.UserError(f"--{_FLAG}={paths[0]}: has no picture in it; name pictures or shards")
         yield pictures, read
 
@@ -204,7 +205,10 @@ def has_shards(folder: str) -> bool:
 
 
 def are_pictures(paths: Sequence[str]) -> bool:
-    """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not."""
+    """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not.
+
+    If none of them does, by their names, so that a damaged picture is not called a damaged shard.
+    """
     from cats_vs_dogs import photo_sources, pictures, tfrecords
 
     for path in paths:
@@ -213,7 +217,7 @@ def are_pictures(paths: Sequence[str]) -> bool:
                 return False
             if pictures.format_of(photo_sources.read_file(path, pictures.NUM_FIRST_BYTES)):
                 return True
-    return False
+    return any(map(pictures.is_named_as_picture, paths))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import google_crc32c
 import tensorflow as tf
 
-from cats_vs_dogs import file_patterns, files, pictures
+from cats_vs_dogs import archives, file_patterns, files, pictures
 from cats_vs_dogs.utils import UserError
 
 IMAGE = "image/encoded"  # bytes: the JPEG file
@@ -78,8 +78,9 @@ def _advice(start: bytes, path: str) -> str:
     if pictures.format_of(start) or start.startswith(b"PK"):
         source = path if start.startswith(b"PK") else os.path.dirname(path) or "."
         return f"; make shards of pictures first: {file_patterns.convert_command(source)}"
-    if start.startswith(b"\x1f\x8b"):
-        return " but compressed by gzip; unpack it first"
+    compression = archives.kind_of(start)
+    if compression:
+        return f" but compressed by {compression}; unpack it first"
     return "; leave it out of the pattern, or make or download the shard again"
 
 

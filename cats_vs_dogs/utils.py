@@ -68,9 +68,10 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         The arguments that are not flags of the script.
     """
     _use_utf8()
-    defined = flags.FLAGS.flags_by_module_dict()
-    for flag in [flag for group in FLAG_GROUPS for flag in defined.get(group, [])]:
-        delattr(flags.FLAGS, flag.name)  # Of an earlier script in this process, as in a notebook.
+    for name in _own_flags():
+        delattr(flags.FLAGS, name)  # Of an earlier script in this process, as in a notebook.
+    if "log_dir" in flags.FLAGS:
+        del flags.FLAGS.log_dir  # absl's, which has no effect here. Users mean train_dir by it.
     try:
         define_flags()  # A default may be wrong, too: that of train_dir may come from the environment.
         if {"-h", "-help", "--help", "--helpshort", "--helpfull", "-?"} & set(sys.argv[1:]):
@@ -82,7 +83,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
         others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
     except flags.UnrecognizedFlagError as error:
-        answer = flag_names.explain_unknown_flag(error.flagname, dir(flags.FLAGS))
+        answer = flag_names.explain_unknown_flag(error.flagname, _own_flags())
         message = f"Unknown command line flag '{error.flagname}'{answer and f'; {answer}'}"
         _exit_with_error(f"{message} (--help lists all flags)")
     except flags.Error as error:
@@ -90,12 +91,18 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         _exit_with_error(f"{message} (--help lists all flags)")
     if others and not pass_on_flags:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
-        advice = flag_names.explain_words(others, dir(flags.FLAGS))
+        advice = flag_names.explain_words(others, _own_flags())
         _exit_with_error(f"{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             _exit_with_error(f"--{name}={value}: must be a finite number")
     return others
+
+
+def _own_flags() -> list[str]:
+    """Returns the names of the flags that a script of the kit has defined. Others are absl's, such as --verbosity."""
+    defined = flags.FLAGS.flags_by_module_dict()
+    return [flag.name for group in FLAG_GROUPS for flag in defined.get(group, [])]
 
 
 def _use_utf8() -> None:

@@ -105,6 +105,11 @@ def test_all_files_of_the_root_folder_are_not_asked_for_by_mistake():
         ("rec/*.{jpg,png}", "{a,b} is not a pattern here"),
         ("rec/no*", "matches no file (looked for in "),
         ("*", "matches folders only; for all files in them, at all levels, write '*/**'"),
+        ("\u201crec/*.jpg\u201d", "its quotes are read as a part of it; write 'rec/*.jpg'"),
+        ("'rec/*.jpg'", "its quotes are read as a part of it; write 'rec/*.jpg'"),
+        ("rec/1.jpg,rec/a/*", "is a list, and only one path or pattern is read"),
+        ("rec/1.jpg rec/1.jpg", "is a list, and only one path or pattern is read"),
+        ("rec/1.jpg,no.jpg", "matches no file (looked for in "),
         ("rec1", "is a folder; write --x='rec1/*'"),
     ],
 )

@@ -55,6 +55,12 @@ def test_only_flags_that_the_script_has_are_named():
     assert "part of the exported model" in flag_names.explain_unknown_flag("image_size", ["model_dir"])
 
 
+def test_every_script_with_a_flag_is_named():
+    scripts = "--input_data_pattern is a flag of batch_predict.py and inference.py; leave it out"
+    assert flag_names.explain_unknown_flag("input_data_pattern", ["train_dir", "export_dir"]) == scripts
+    assert flag_names.explain_unknown_flag("model_dir", ["export_dir", "train_dir"]) == "did you mean --train_dir?"
+
+
 def test_the_flags_of_the_model_are_those_that_train_dir_holds():
     assert set(flag_names.FLAGS_OF_THE_MODEL) == {field.name for field in dataclasses.fields(config.ModelSpec)}
 
@@ -66,6 +72,8 @@ def test_the_flags_of_the_model_are_those_that_train_dir_holds():
         (["epochs=5"], "did you mean --num_epochs=5?"),
         (["num_epochs=5"], "did you mean --num_epochs=5?"),
         (["true"], "a switch is set by its name alone"),
+        (["\u2014num_epochs=3"], "its dash is that of a text program; write --num_epochs=3"),
+        (["\u2013-run_once"], "its dash is that of a text program; write --run_once"),
         (["a.jpg", "b.jpg"], "write --name=value, and put quotes around patterns"),
     ],
 )
@@ -79,6 +87,8 @@ def test_words_without_a_flag(words, said):
         ("train", "--epochs=3", "did you mean --num_epochs? (--help lists all flags)"),
         ("train", "photos/", "error: photos/: not a flag; write --train_data_pattern=photos/"),
         ("eval", "--image_size=3", "leave it out"),
+        ("train", "--log_dir=x", "did you mean --train_dir?"),  # A flag of absl, without effect.
+        ("inference", "--threshold=0.5", "flag 'threshold' (--help lists all flags)"),  # absl has --stderrthreshold.
         ("export_model", "--output=x", "did you mean --export_dir?"),
     ],
 )

@@ -225,10 +225,33 @@ def test_a_shard_that_begins_like_a_picture(infer, tmp_path):
 
 @pytest.mark.parametrize("bad_examples", ["fail", "skip"])
 def test_neither_pictures_nor_shards(infer, tmp_path, bad_examples):
-    (tmp_path / "1.jpg").write_bytes(b"")
-    (tmp_path / "2.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match="1.jpg: .*the file is empty; make it again, or leave it out of the pattern"):
-        infer("*.jpg", bad_examples)
+    (tmp_path / "1").write_bytes(b"")
+    (tmp_path / "2").write_bytes(b"text")
+    with pytest.raises(UserError, match="1: .*the file is empty; make it again, or leave it out of the pattern"):
+        infer("[12]", bad_examples)
+
+
+@pytest.mark.parametrize("bad_examples", ["fail", "skip"])
+def test_a_bad_picture_has_the_same_reason_by_itself_and_in_a_folder(infer, tmp_path, bad_examples):
+    reasons = {
+        "1.jpg": (b"", r"empty file \(0 bytes\)"),
+        "2.jpg": (b"text", "not a picture, or of an unknown format"),
+        "3.png": (b"<html>", "HTML page, perhaps the error message of a download"),
+        "4.svg": (b"<svg>", "SVG drawing, which cannot be read"),
+    }
+    for name, (data, reason) in reasons.items():
+        write_folder(tmp_path / f"in-{name}", {name: data})
+        for pattern in (f"in-{name}", f"in-{name}/{name}", f"in-{name}/*"):
+            with pytest.raises(UserError, match=f"{name}: (record 0: )?{reason}") as error:
+                infer(pattern, bad_examples)
+            assert "shard" not in str(error.value)
+
+
+def test_a_shard_among_pictures_is_named(infer, tmp_path):
+    write_test_shards(tmp_path / "in", ["a"])
+    write_folder(tmp_path / "in", {"1.jpg": JPEG})
+    with pytest.raises(UserError, match="test-0: not a picture.*; give pictures and shards by patterns of their own$"):
+        infer("in/*")
 
 
 def many_kinds():
@@ -281,10 +304,13 @@ def test_folders_without_pictures(infer, tmp_path):
     write_folder(tmp_path / "texts", {"a.txt": b"text"})
     write_zip(tmp_path / "in.zip", {"a.txt": b"text"})
     (tmp_path / "no.zip").write_bytes(b"text")
+    write_folder(tmp_path / "kaggle", {"train.zip": b"", "test1.zip": b"", "sample.csv": b""})
+    zip_advice = f"give the .zip itself: --input_data_pattern={tmp_path}/kaggle/test1.zip"
     for name, message in {
         "in [1]": f"is a folder; write --input_data_pattern='{tmp_path}/in [1]/*'",
         "texts": "has no picture in it; name pictures or shards",
         "in.zip": "has no picture in it",
+        "kaggle": f"holds no pictures, but test1.zip, train.zip; {zip_advice}",
         "no.zip": "is named .zip, but is no .zip; download it again",
     }.items():
         with pytest.raises(UserError) as error:

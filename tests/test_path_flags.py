@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, write_shards
+from conftest import REPOSITORY, jpeg, write_shards
 from photo_files import JPEG, write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
@@ -149,7 +149,8 @@ def test_a_wrong_default_from_the_environment(fails_in_one_line):
 @pytest.mark.slow
 def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
     folder, home = tmp_path / NAME, tmp_path / "home [2]"
-    photos = {f"{one}/{i}.jpg": JPEG for one in ("cat", "dog", "others") for i in range(6)}
+    names = [f"{one}/{i}.jpg" for one in ("cat", "dog", "others") for i in range(6)]
+    photos = {name: jpeg(seed=seed) for seed, name in enumerate(names)}  # Copies in both classes would be warned of.
     write_folder(folder / "photos", photos)
     kit, home = folder / "kit", home.mkdir() or home
     kit.symlink_to(REPOSITORY)

@@ -1,6 +1,8 @@
 """The TFRecord format: records, names of shards, damage."""
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 import tensorflow as tf
@@ -38,6 +40,9 @@ def test_counting_records(tmp_path):
         (lambda data: data[:5], "is not a TFRecord file"),
         (lambda data: jpeg(), "is not a TFRecord file; make shards of pictures first: "),
         (lambda data: gzip.compress(data), "is not a TFRecord file but compressed by gzip; unpack it"),
+        (lambda data: bz2.compress(data), "is not a TFRecord file but compressed by bzip2; unpack it"),
+        (lambda data: lzma.compress(data), "is not a TFRecord file but compressed by xz; unpack it"),
+        (lambda data: b"7z\xbc\xaf\x27\x1c" + data, "is not a TFRecord file but compressed by 7z; unpack it"),
         (lambda data: b"a text file\n" * 9, "is not a TFRecord file; leave it out"),
     ],
 )
