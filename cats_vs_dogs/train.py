@@ -353,8 +353,8 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
     where = {} if folder == utils.default_train_dir() else {"train_dir": folder}
     evaluated = {"eval_data_pattern": data.eval_data_pattern} if data.eval_data_pattern else {}
     is_sample_set = not data.train_data_pattern
-    can_evaluate = is_sample_set or evaluated or has_shards_beside(shards, "validation")
-    can_predict = is_sample_set or has_shards_beside(shards, "test")
+    splits = {"validation", "test"} if is_sample_set else splits_beside(shards)
+    can_evaluate, can_predict = evaluated or "validation" in splits, "test" in splits
     logging.info("Done training. The model is in %s. What to type next:", folder)
     if can_evaluate:
         logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, **where))
@@ -370,10 +370,10 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
         logging.info("With --train_dir=%s, they use the best model instead of the last.", best)
 
 
-def has_shards_beside(shards: Sequence[str], split: str) -> bool:
-    """Whether there are shards of a split beside others; eval.py and inference.py then read them by default."""
+def splits_beside(shards: Sequence[str]) -> set[str]:
+    """Returns the splits of the shards in the folders of some, which eval.py and inference.py read by default."""
     folders = {os.path.dirname(path) or os.curdir for path in shards}
-    return any(files.list_matching(folder, rf"{split}-.*") for folder in folders)
+    return {name.partition("-")[0] for folder in folders for name in files.list_dir(folder) if "-" in name}
 
 
 if __name__ == "__main__":
