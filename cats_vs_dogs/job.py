@@ -70,7 +70,7 @@ class Job:
 def look(settings: Config, cluster: Cluster) -> Job:
     """Checks train_dir and the data, plans the steps, builds model and optimizer. Changes nothing in train_dir."""
     has_model = cluster.is_chief and train_dir.check(settings.train_dir, settings)
-    is_new = settings.start_new_model or checkpoints.newest_checkpoint(settings.train_dir) is None
+    is_new = not has_model or checkpoints.newest_checkpoint(settings.train_dir) is None
     is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
     settings = settings if is_new else with_stored_seed(settings, cluster)
     data = settings.data
