@@ -283,7 +283,7 @@ def test_a_ported_model_learns_and_serves(flags, clone, run_script, tmp_path):
     said = run("inference", where, f"--output_file={tmp_path}/predictions.csv", "--output_column=probability")
     rows = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().splitlines()[1:]]
     run("export_model", where, f"--export_dir={tmp_path}/saved")
-    shards = re.search(r"sample set, (.*)", said)[1]
+    shards = re.search(r"sample set, which the model knows: (.*)", said)[1]
     records = tf.stack(list(tf.data.TFRecordDataset(sorted(tf.io.gfile.glob(shards))).take(50)))
     outputs = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"](example_bytes=records)
     ids = [one.decode() for one in outputs["image_id"].numpy()]
