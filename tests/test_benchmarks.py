@@ -23,7 +23,7 @@ BENCHMARKS = {
     "train_step": ["--rounds=1", "--steps=10"],
     "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|convert"],
 }
-SLOW = ("batch_prediction", "devices", "recipes", "train_step", "whole_run")
+SLOW = ("batch_prediction", "devices", "evaluation", "recipes", "train_step", "whole_run")
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,7 @@ def test_buckets_that_are_not_there_or_closed_are_named_in_one_line(said_of, tmp
         assert line.startswith(beginning)
 
 
+@pytest.mark.slow
 def test_patterns_on_gs(gcs):
     """They mean the same as on this machine."""
     names = ["d/1.jpg", "d/a/2.jpg", "d/a/b/3.jpg", "d [1]/4.jpg", "d [1]/x/5.jpg", "d1/6.jpg", "d [1]/IMG [7].jpg"]

@@ -128,6 +128,7 @@ def test_shards(tmp_path, reader, records, written, flag, damage):
         assert all(written[image_id] == row for image_id, row in rows)  # Nothing that was not written.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["fail", "skip"])
 @damages(15)
 def test_records_of_a_whole_shard(tmp_path, reader, records, written, flag, damage):

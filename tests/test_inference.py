@@ -231,6 +231,7 @@ def test_neither_pictures_nor_shards(infer, tmp_path, bad_examples):
         infer("[12]", bad_examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_examples", ["fail", "skip"])
 def test_a_bad_picture_has_the_same_reason_by_itself_and_in_a_folder(infer, tmp_path, bad_examples):
     reasons = {

@@ -77,6 +77,7 @@ def use(monkeypatch, labelled, unlabelled=None):
     monkeypatch.setattr(readers, "get_reader", get_reader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labelled", "unlabelled"),
     [

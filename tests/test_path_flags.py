@@ -141,6 +141,7 @@ def test_a_command_reads_the_path_that_is_meant(path):
     assert os.path.abspath(meant) == os.path.abspath(path)
 
 
+@pytest.mark.slow
 def test_a_wrong_default_from_the_environment(fails_in_one_line):
     line = fails_in_one_line("export_model", env={"AIP_CHECKPOINT_DIR": "hdfs://host/x"})
     assert line.startswith("error: --train_dir=hdfs://host/x: only paths on this machine and gs://")
@@ -167,6 +168,7 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
     assert f"{tmp_path}/model [4]/model.ckpt-1" in run_printed(said, "eval", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_is_answered_with_a_command(fails_in_one_line, tmp_path):
     write_folder(tmp_path / NAME, {"a/cat/1.jpg": JPEG, "a/dog/1.jpg": JPEG})
     line = fails_in_one_line("train", f"--train_data_pattern={NAME}", f"--train_dir={tmp_path}/m", cwd=tmp_path)
@@ -175,6 +177,7 @@ def test_a_folder_of_pictures_is_answered_with_a_command(fails_in_one_line, tmp_
     assert list((tmp_path / f"{NAME}-shards").glob("train-*"))
 
 
+@pytest.mark.slow
 def test_what_is_printed_where_data_is_missing(run_script, tmp_path):
     pattern = write_shards(tmp_path / "shards")
     said = run_script("train", f"--train_data_pattern={pattern}", f"--train_dir={tmp_path}/m", "--num_epochs=1").stderr

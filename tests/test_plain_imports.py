@@ -81,6 +81,7 @@ def run(folder, *arguments, code="", cwd=None):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd or folder, env=environment)
 
 
+@pytest.mark.slow
 def test_every_form_of_import_gives_the_one_module(fork):
     files = []
     for number, (statement, expression) in enumerate(IMPORTS.items()):
@@ -92,6 +93,7 @@ def test_every_form_of_import_gives_the_one_module(fork):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_a_package_of_the_fork_has_its_folders(fork, tmp_path):
     shutil.copy(REPOSITORY / "setup.py", fork)
     run(fork, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), "--build-lib", str(tmp_path / "lib"))
@@ -101,6 +103,7 @@ def test_a_package_of_the_fork_has_its_folders(fork, tmp_path):
     assert not (tmp_path / "lib" / "cats_vs_dogs" / "nothing_to_import").exists()
 
 
+@pytest.mark.slow
 def test_models_and_losses_of_helper_modules_are_trained(fork, tmp_path):
     package = fork / "cats_vs_dogs"
     (package / "my_models.py").write_text("import cvd_models\nclass MyModel(cvd_models.LogisticModel): pass\n")
@@ -125,12 +128,14 @@ def test_models_and_losses_of_helper_modules_are_trained(fork, tmp_path):
     assert process.returncode == 0 and "MyModel: 3,073 parameters." in process.stderr, process.stderr
 
 
+@pytest.mark.slow
 def test_bytecode_of_plain_python_is_not_used(fork):
     path = fork / "cats_vs_dogs" / "layers.py"
     run(fork, "-m", "py_compile", str(path))
     assert run(fork, code="import cats_vs_dogs.layers").returncode == 0
 
 
+@pytest.mark.slow
 def test_other_packages_keep_their_own_modules(fork, tmp_path):
     (tmp_path / "utils.py").write_text("OTHER = 1\n")
     (tmp_path / "other.py").write_text(
@@ -153,6 +158,7 @@ def test_required_packages_are_those_that_the_kit_imports(fork):
     assert found - {"cats_vs_dogs"} == plain_imports.REQUIRED
 
 
+@pytest.mark.slow
 def test_a_circle_of_imports(fork):
     models = fork / "cats_vs_dogs" / "cvd_models.py"
     models.write_text("import helper\nimport utils\n" + models.read_text())

@@ -90,6 +90,7 @@ def log_loss_and_probabilities(classifier, folder, pattern):
     return metrics["avg_loss"], classifier.probability(images).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -180,6 +181,7 @@ class OutsideModel(models.BaseModel):
         return {"predictions": keras.layers.Dense(1, "sigmoid")(keras.layers.Concatenate()(branches))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [("factor", 0.6), ("activations", ["tanh", "relu"])])
 def test_a_model_that_is_built_otherwise_than_in_training(tmp_path, shards, monkeypatch, caplog, name, value):
     monkeypatch.setattr(cvd_models, "OutsideModel", OutsideModel, raising=False)

@@ -222,6 +222,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(small_set, monkeypatch):
     assert [os.listdir(folder) for folder in glob.glob(f"{tempfile.gettempdir()}/*")] == [[]]
 
 
+@pytest.mark.slow
 def test_the_command_writes_images_as_kaggles_download(run_script, full_set, tmp_path):
     run_script("sample_data", "--output_dir=here", "--as_images", cwd=tmp_path)
     assert sorted(os.listdir(tmp_path / "here")) == ["test1", "train"]
@@ -230,6 +231,7 @@ def test_the_command_writes_images_as_kaggles_download(run_script, full_set, tmp
     assert (tmp_path / "here" / "test1" / "17.jpg").read_bytes() == full_set["test"][0][16]
 
 
+@pytest.mark.slow
 def test_the_command_needs_an_empty_folder_on_this_machine(fails_in_one_line, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in fails_in_one_line("sample_data", f"--output_dir={tmp_path}")
