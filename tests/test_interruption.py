@@ -173,6 +173,7 @@ def test_a_second_ctrl_c_quits_at_once(monkeypatch):
         time.sleep(1)
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused(fails_in_one_line, shards, tmp_path):
     process = start(shards, tmp_path, "--num_epochs=100000", "--log_steps=50")
     try:

@@ -56,6 +56,7 @@ def test_imports_go_downwards():
                 assert floor_of[other] < floor, f"{name} imports {other}"
 
 
+@pytest.mark.slow
 def test_all_scripts_can_be_imported_in_one_process():
     names = sorted(set.union(*FLOORS))
     code = ";".join(f"import cats_vs_dogs.{name}" for name in names)

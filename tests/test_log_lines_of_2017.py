@@ -29,6 +29,7 @@ def lines(caplog):
     logging.set_verbosity(verbosity)
 
 
+@pytest.mark.slow
 def test_lines_of_training_and_evaluation(tmp_path, monkeypatch, lines):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

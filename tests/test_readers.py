@@ -199,6 +199,7 @@ def test_images_are_changed_by_step_and_row(tmp_path, num_replicas):
     assert sum(changed, []) == [[1, 0], [2, 0], [2, 1], [2, 2], [2, 3], [3, 0]]
 
 
+@pytest.mark.slow
 def test_decoded_images_are_in_memory_once(tmp_path):
     shards = shards_of(write_shards(tmp_path, num_examples=2000, num_shards=1))
     code = f"""if True:

@@ -200,6 +200,7 @@ def test_the_keys_of_a_resumed_model_are_those_of_all_its_data(tmp_path):
         assert trained_data.load_keys(folder) is None
 
 
+@pytest.mark.slow
 def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
     write_shards(tmp_path / "s", num_examples=16, num_shards=1)
     write_shards(tmp_path / "s", "validation", num_examples=24, num_shards=1)
