@@ -77,9 +77,12 @@ def main(beam_flags: Sequence[str]) -> None:
     _import_beam()
     options = parse_beam_flags(beam_flags, dir(FLAGS))
     utils.import_tensorflow()
-    from cats_vs_dogs import batch_pipeline
+    from cats_vs_dogs import batch_pipeline, tfrecords
 
     shards = files.list_files(FLAGS.input_data_pattern, "input_data_pattern")
+    with contextlib.suppress(*files.file_errors()):  # The job reports what cannot be read.
+        if not any(map(tfrecords.is_shard, shards)):  # The job would end well without a prediction.
+            raise utils.UserError(f"{shards[0]}: {tfrecords.scan(shards[0]).damage}")
     batch_pipeline.check_model(FLAGS.model_dir)
     files.make_output_folder(FLAGS.output_path, "output_path")
     logging.info("number of input files: %d", len(shards))

@@ -249,13 +249,22 @@ def test_errors_before_beam_starts(predict, train_dir, tmp_path, monkeypatch):
         predict(str(tmp_path / "*"))
 
 
+def test_pictures_instead_of_shards_are_one_line(predict, tmp_path):
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match=f"^{tmp_path}/1.jpg: is not a TFRecord file; make shards of pictures first: "):
+        predict(f"{tmp_path}/*.jpg")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path):
     pattern = write_shards(tmp_path / "in", num_examples=4, num_shards=2)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "prediction.results-00000-of-00001").write_text("older")
-    (tmp_path / "in" / "train-2").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="^the job ended without results: .*train-2; No such file"):
-        predict(pattern)
+    for name in ("train-2", "train-0"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "gone")
+        with pytest.raises(UserError, match=f"^the job ended without results: .*{name}; No such file"):
+            predict(pattern)
     assert [path.read_text() for path in (tmp_path / "results").iterdir()] == ["older"]
 
 
