@@ -6,6 +6,7 @@ import shlex
 import zipfile
 from collections.abc import Sequence
 
+from cats_vs_dogs import pictures
 from cats_vs_dogs.files import is_remote
 from cats_vs_dogs.utils import UserError
 
@@ -21,7 +22,6 @@ _ARCHIVES = {
     b"Rar!": "rar",
 }
 _ARCHIVE_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
 def open_zip(path: str, images: str, flag: str) -> zipfile.ZipFile:
@@ -64,7 +64,7 @@ def _describe_other(start: bytes, images: str, flag: str) -> str:
     kind = kind_of(start)
     if kind:
         return f"is an archive of the kind {kind}, and only .zip is read; unpack it first, then give the folder"
-    if start.startswith(_PICTURES) or start[4:8] == b"ftyp":
+    if pictures.format_of(start) or start[4:8] == b"ftyp":
         return f"is one picture; give the folder of the photos: --{flag}={shlex.quote(os.path.dirname(images) or '.')}"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):

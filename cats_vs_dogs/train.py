@@ -121,8 +121,6 @@ def prepare(job: Job) -> None:
     folder, cluster = job.settings.train_dir, job.cluster
     if job.settings.start_new_model and cluster.is_chief:
         logging.info("Flag 'start_new_model' is set. Building a new model.")
-        if train_dir.check_deletable(folder):
-            logging.info("Removing existing train directory.")
         train_dir.delete_model(folder)
     cluster.sync()  # The chief has deleted it.
     restored = job.state.restore()

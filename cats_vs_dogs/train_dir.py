@@ -75,7 +75,7 @@ def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
         UserError: if it cannot be written.
     """
     path, name = os.path.join(folder, f"metrics-{step}.json"), "eval_data_pattern"
-    with contextlib.suppress(UserError, *files.file_errors()):  # There is none, or a damaged one.
+    with contextlib.suppress(UserError, *files.file_errors()):  # The file is missing or damaged.
         old = files.read_json(path)
         if old.get(name) and metrics.get(name) and old[name] != metrics[name]:
             logging.warning(
@@ -157,12 +157,15 @@ def check_deletable(train_dir: str) -> list[str]:
 
 
 def delete_model(train_dir: str) -> None:
-    """Deletes everything that the kit wrote into a train_dir.
+    """Deletes everything that the kit wrote into a train_dir, and logs it if there is anything.
 
     Raises:
         UserError: if it holds anything else; then nothing is deleted.
     """
-    for path in check_deletable(train_dir):
+    paths = check_deletable(train_dir)
+    if paths:
+        logging.info("Removing existing train directory.")
+    for path in paths:
         files.remove(path)
 
 
@@ -254,16 +257,10 @@ def load_spec(train_dir: str) -> ModelSpec:
 
 
 def _seed_of_run(train_dir: str) -> int:
-    """Returns the seed in the run.json of a train_dir; 0 without one."""
-    seed = _read_run_of_model(train_dir).get("seed")
+    """Returns the seed in the run.json of a model, see `find_run`; 0 without one."""
+    _, run = find_run(train_dir)
+    seed = run.get("seed")
     return seed if isinstance(seed, int) else 0
-
-
-def _read_run_of_model(train_dir: str) -> dict[str, Any]:
-    """Returns what the run.json of a train_dir holds, or of the one whose folder "best" it is."""
-    path = train_dir.rstrip("/") if files.is_remote(train_dir) else os.path.abspath(train_dir)
-    folder, name = os.path.split(path)
-    return read_run(folder if name == "best" else train_dir)
 
 
 def check_expected(train_dir: str, spec: ModelSpec, model: str | None, label_loss: str | None) -> None:
@@ -344,6 +341,20 @@ def read_run(train_dir: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {files.explain_error(error)}; fix it") from error
 
 
+def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
+    """Finds run.json for a train_dir, or for the folder `best` in one, which has none of its own.
+
+    Returns:
+        The train_dir, and what run.json holds; {} if it is missing.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    run = read_run(model_dir)
+    parent, name = os.path.split(model_dir.rstrip("/") if files.is_remote(model_dir) else os.path.abspath(model_dir))
+    return (model_dir, run) if run or name != "best" else (parent, read_run(parent))
+
+
 def fingerprint(record: dict[str, Any]) -> int:
     """Returns a number that all workers share if they have the same settings and shards; folders may differ."""
     folders = ("train_dir", "train_data_pattern", "eval_data_pattern")
@@ -387,7 +398,7 @@ def warn_of_other_graph(train_dir: str, graph_number: int) -> None:
     """
     run = {}
     with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being used.
-        run = _read_run_of_model(train_dir)
+        _, run = find_run(train_dir)
     # Another version of a library may have other operations for the same.
     if run.get("versions") == _versions() and run.get("graph", graph_number) != graph_number:
         logging.warning(

@@ -21,20 +21,10 @@ from cats_vs_dogs.utils import UserError
 
 
 def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
-    """Finds run.json for a train_dir, or for the folder `best` in one.
-
-    Returns:
-        The train_dir, and what run.json holds; {} if there is none, or one without flags and shards.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    folder, run = model_dir, train_dir.read_run(model_dir)
-    parent, name = os.path.split(model_dir.rstrip("/") if files.is_remote(model_dir) else os.path.abspath(model_dir))
-    if not run and name == "best":
-        folder, run = parent, train_dir.read_run(parent)
-    is_whole = all(isinstance(run.get(key), dict) for key in ("flags", "shards"))
-    return folder, run if is_whole and run["shards"] else {}
+    """Does the same as `train_dir.find_run`, with {} for a run.json that lacks flags or shards."""
+    folder, run = train_dir.find_run(model_dir)
+    is_complete = all(isinstance(run.get(key), dict) for key in ("flags", "shards"))
+    return folder, run if is_complete and run["shards"] else {}
 
 
 # ---- The data to use if no flag names any.

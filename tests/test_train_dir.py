@@ -93,3 +93,13 @@ def test_a_run_of_an_older_version_is_compared_by_its_flags(tmp_path, caplog):
 def test_settings_without_effect_exist():
     known = set(make_config().settings())
     assert known >= WITHOUT_EFFECT
+
+
+def test_the_run_of_a_best_model_is_that_of_its_train_dir(tmp_path):
+    own, best = tmp_path / "best", tmp_path / "best" / "best"  # A user may name a train_dir like that, too.
+    best.mkdir(parents=True)
+    assert train_dir.find_run(str(best)) == (str(own), {})
+    train_dir.save_record(str(own), {"seed": 1})
+    train_dir.save_record(str(tmp_path), {"seed": 2})
+    assert train_dir.find_run(f"{best}/") == (str(own), {"seed": 1})
+    assert train_dir.find_run(str(own)) == (str(own), {"seed": 1})
