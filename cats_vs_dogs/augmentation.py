@@ -102,10 +102,7 @@ def augment(
     """
     if kind == "none":
         return _resize(images, size)
-    # Each image gets eight random numbers, whatever the kind. So all kinds mirror the same images.
-    numbers = tf.random.stateless_uniform([batch_size, 8], tf.stack([tf.cast(seed, tf.int64), step]))
-    mirror_number, *other_numbers = tf.unstack(tf.gather(numbers, rows), axis=1)
-    is_mirrored = mirror_number < 0.5
+    is_mirrored, other_numbers = _random_numbers(seed, step, rows, batch_size)
     if kind == "flip":
         return _resize(tf.where(_per_image(is_mirrored), tf.reverse(images, [2]), images), size)
     boxes = _crop_boxes(is_mirrored, *other_numbers[:4])
@@ -115,6 +112,35 @@ def augment(
     if kind == "flip_crop_colour":
         pixels = _change_colours(pixels, *other_numbers[4:])
     return _round_to_uint8(pixels) if images.dtype == tf.uint8 else pixels / 127.5 - 1.0
+
+
+def choose_view(views: tf.Tensor, seed: int, step: tf.Tensor, rows: tf.Tensor, batch_size: int) -> tf.Tensor:
+    """Chooses between what belongs to an image and to its mirror image, as "flip" mirrors the images of that batch.
+
+    Args:
+        views: [n, views, ...]; with one view there is nothing to choose.
+        seed: see `augment`, as the other arguments.
+        step: int64 scalar.
+        rows: int64 [n].
+        batch_size: number of rows in a full global batch.
+
+    Returns:
+        [n, ...]
+    """
+    if views.shape[1] == 1:
+        return views[:, 0]
+    is_mirrored, _ = _random_numbers(seed, step, rows, batch_size)
+    return tf.gather(views, tf.cast(is_mirrored, tf.int32), axis=1, batch_dims=1)
+
+
+def _random_numbers(seed: int, step: tf.Tensor, rows: tf.Tensor, batch_size: int) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Returns which images of a batch are mirrored, bool [n], and seven more random numbers for each, float32 [n].
+
+    Each image gets the same numbers whatever is done with it. So all kinds mirror the same images.
+    """
+    numbers = tf.random.stateless_uniform([batch_size, 8], tf.stack([tf.cast(seed, tf.int64), step]))
+    mirror_number, *others = tf.unstack(tf.gather(numbers, rows), axis=1)
+    return mirror_number < 0.5, others
 
 
 def _resize(images: tf.Tensor, size: tf.Tensor | None) -> tf.Tensor:

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -71,6 +72,41 @@ def preprocess(name: str, images: keras.KerasTensor) -> keras.KerasTensor:
     if name.startswith("EfficientNetB"):
         return 255.0 * keras.applications.imagenet_utils.preprocess_input(pixels, mode="torch")
     return sys.modules[_function(name).__module__].preprocess_input(pixels)
+
+
+def split(backbone: keras.Model, trainable_from: str | None) -> tuple[keras.Model | None, keras.Model | None]:
+    """Splits a backbone into a first part that is frozen and the rest, which share its layers.
+
+    The first part ends at the last layer before `trainable_from` that everything after it depends on alone: not inside
+    of a block with a shortcut.
+
+    Args:
+        backbone: the backbone.
+        trainable_from: name of the first trainable layer, as `freeze` takes it.
+
+    Returns:
+        The two parts; None for a part without layers.
+    """
+    if trainable_from is None:
+        return backbone, None
+    operations = backbone.operations  # Inputs before outputs.
+    place = {id(tensor): i for i, operation in enumerate(operations) for tensor in _flat(operation.output)}
+    first_trainable = 0
+    if trainable_from != "all":
+        first_trainable = next(i for i, operation in enumerate(operations) if operation.name == trainable_from)
+    # For each place, that of the earliest output that an operation after it takes.
+    earliest = [len(operations)] * (len(operations) + 1)
+    for i in reversed(range(1, len(operations))):
+        earliest[i] = min(earliest[i + 1], *(place[id(tensor)] for tensor in _flat(operations[i].input)))
+    cuts = [i for i in range(1, first_trainable) if earliest[i + 1] == i]
+    if not cuts:
+        return None, backbone
+    cut = operations[cuts[-1]].output
+    return keras.Model(backbone.input, cut), keras.Model(cut, backbone.output)
+
+
+def _flat(tensors: Any) -> list[keras.KerasTensor]:
+    return list(keras.tree.flatten(tensors))
 
 
 def freeze(backbone: keras.Model, trainable_from: str | None) -> None:

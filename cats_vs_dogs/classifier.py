@@ -224,7 +224,13 @@ class Classifier:
             images: [batch, size, size, 3], see `readers.scale_images`.
             labels: int32 [batch, 1], 1 = dog.
         """
-        outputs = self._outputs(self.model, images, labels)
+        return self._evaluated(self._outputs(self.model, images, labels), labels)
+
+    def evaluate_features(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Like `evaluate_batch`, for features as the model's frozen part returns them, float32 [batch, ...]."""
+        return self._evaluated(self.model.from_features(features, labels, training=False), labels)
+
+    def _evaluated(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
 
     def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:

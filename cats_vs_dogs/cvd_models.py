@@ -186,14 +186,22 @@ class PretrainedModel(models.BaseModel):
             dropout: fraction of the features that are dropped in training, at least 0 and below 1.
 
         Returns:
-            A dict with "predictions", of the kind that `output_layer` names.
+            A dict with "predictions", of the kind that `output_layer` names, and "features", where the frozen part
+            ends.
         """
         network = backbones.build(backbone, model_input.shape[1])
         backbones.freeze(network, trainable_from)
-        net = network(backbones.preprocess(backbone, model_input))
+        frozen, rest = backbones.split(network, trainable_from)
+        net = backbones.preprocess(backbone, model_input)
+        if frozen:
+            net = features = frozen(net)
+        if rest:
+            net = rest(net)
         net = keras.layers.GlobalAveragePooling2D(dtype="float32")(net)
+        if not rest:
+            features = net  # Pooled, they are a fraction of the numbers.
         net = keras.layers.Dropout(dropout, dtype="float32")(net)
         predictions = _output(net, num_classes, output_layer)
         if is_new and weights is not None:  # Last, so that the layers above get the same random values.
             backbones.load_weights(backbone, network, weights)
-        return {"predictions": predictions}
+        return {"predictions": predictions, "features": features if frozen else None}

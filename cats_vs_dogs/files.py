@@ -187,6 +187,14 @@ def absolute_path(path: str) -> str:
 # ---- Reading.
 
 
+def cache_folder() -> str:
+    """Returns the kit's folder in the user's cache. It may not be there yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # The XDG specification says to ignore relative paths.
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "cats_vs_dogs")
+
+
 def read_bytes(path: str) -> bytes:
     """Returns the bytes of a file."""
     if is_remote(path):

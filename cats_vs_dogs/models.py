@@ -8,6 +8,8 @@ import keras
 from cats_vs_dogs import porting, untracked
 from cats_vs_dogs.utils import UserError, accepted_arguments, place_of
 
+_OUTPUTS = ("predictions", "loss", "regularization_loss")
+
 
 class BaseModel:
     """The base class of models. To add a model, inherit from it in cvd_models.py and pass --model=YourModel."""
@@ -34,9 +36,11 @@ class BaseModel:
 
         Returns:
             A dict. "predictions" is a tensor of shape [batch, 1], the probability of a dog unless the loss needs
-            another kind, or of shape [batch, num_classes]. Two keys are optional: "loss", a scalar that replaces the
-            label loss, and "regularization_loss", a scalar that is added to the loss, multiplied by
-            --regularization_penalty.
+            another kind, or of shape [batch, num_classes]. Three keys are optional: "loss", a scalar that replaces the
+            label loss; "regularization_loss", a scalar that is added to the loss, multiplied by
+            --regularization_penalty; and "features", a tensor [batch, ...] where the frozen part of the model ends.
+            All layers before it must be frozen, and all else be computed from it. Training then calculates the
+            features once a picture, not once an epoch, see `frozen_features`.
         """
         raise NotImplementedError
 
@@ -47,12 +51,22 @@ class BuiltModel:
     Attributes:
         name: the model's class name.
         network: computes predictions from images, float32 [batch, size, size, 3] in [-1, 1].
+        frozen: computes the features from such images, float32 [batch, ...]; None if the model names no features.
     """
 
-    def __init__(self, name: str, network: keras.Model, with_losses: keras.Model | None):
+    def __init__(
+        self,
+        name: str,
+        network: keras.Model,
+        with_losses: keras.Model | None,
+        frozen: keras.Model | None = None,
+        head: keras.Model | None = None,
+    ):
         self.name = name
         self.network = network
+        self.frozen = frozen
         self._with_losses = with_losses
+        self._head = head
         self._all_layers = with_losses or network  # A loss of the model's own may have layers that `network` lacks.
 
     def __call__(self, images, labels, training: bool) -> dict[str, Any]:
@@ -69,6 +83,10 @@ class BuiltModel:
         if self._with_losses is None:
             return {"predictions": self.network(images, training=training)}
         return self._with_losses({"images": images, "labels": labels}, training=training)
+
+    def from_features(self, features, labels, training: bool) -> dict[str, Any]:
+        """Computes the model's outputs for a batch of features, as `frozen` returns them. See `__call__`."""
+        return self._head([features, labels], training=training)
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
@@ -144,8 +162,7 @@ def build_model(
     except Exception as error:
         raise _creation_error(name, error, image_size) from error
     _check_result(name, result, num_classes)
-    network, with_losses = _make_networks(name, images, labels, result)
-    built = BuiltModel(name, network, with_losses)
+    built = BuiltModel(name, *_make_networks(name, images, labels, result), *_split(name, images, labels, result))
     if not built.trainable_variables:
         raise UserError(f"{name}.create_model: the model has no weights to train; add a layer such as Dense or Conv2D")
     return built
@@ -156,7 +173,7 @@ def _make_networks(
 ) -> tuple[keras.Model, keras.Model | None]:
     """Returns the network from images to predictions, and one with the model's own losses if it has any."""
     predictions = _as_float32(result["predictions"])
-    losses = {key: _as_float32(result[key]) for key in ("loss", "regularization_loss") if _is_symbolic(result.get(key))}
+    losses = {key: _as_float32(result[key]) for key in _OUTPUTS[1:] if _is_symbolic(result.get(key))}
     try:
         network = keras.Model(images, predictions, name=name)
         with_losses = None
@@ -171,6 +188,32 @@ def _make_networks(
             ) from error
         raise
     return network, with_losses
+
+
+def _split(
+    name: str, images: keras.KerasTensor, labels: keras.KerasTensor, result: dict[str, Any]
+) -> tuple[keras.Model | None, keras.Model | None]:
+    """Returns the model's two halves, which share its layers: images to features, and features to all outputs."""
+    features = result.get("features")
+    if features is None:
+        return None, None
+    if features is images:
+        raise UserError(f'{name}.create_model: "features" is model_input itself; leave it out, nothing is frozen')
+    outputs = {key: _as_float32(result[key]) for key in _OUTPUTS if _is_symbolic(result.get(key))}
+    try:
+        frozen = keras.Model(images, _as_float32(features), name="frozen")
+        head = keras.Model([features, labels], outputs, name="head")
+    except ValueError as error:
+        raise UserError(
+            f'{name}.create_model: "features" must be computed from model_input, and all else from it alone; leave '
+            f"it out, or name a later tensor ({str(error).strip().partition(chr(10))[0]})"
+        ) from error
+    if trained := [variable.path for variable in frozen.trainable_variables]:
+        raise UserError(
+            f'{name}.create_model: "features" must come from frozen layers, but {trained[0]} is trained; set '
+            'trainable = False for the layers before it, or leave "features" out'
+        )
+    return frozen, head
 
 
 def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -230,6 +273,9 @@ def _check_result(name: str, result: Any, num_classes: int) -> None:
             f'{where}: "predictions" must be a Keras tensor of shape [batch, 1] or [batch, {num_classes}]; '
             f"it is {_describe(predictions)}"
         )
+    features = result.get("features")
+    if features is not None and not (_is_symbolic(features) and len(features.shape) > 1 and features.shape[0] is None):
+        raise UserError(f'{where}: "features" must be a Keras tensor [batch, ...]; it is {_describe(features)}')
     for key in ("loss", "regularization_loss"):
         value = result.get(key)
         if value is None or (_is_symbolic(value) and len(value.shape) == 0):

@@ -40,6 +40,7 @@ class Predictor:
         cluster: the devices to predict on.
         batches: ids, images and, for labelled examples, labels.
         num_examples: number of examples, for the progress bar. None: unknown.
+        features: those of the examples, float32 [n, ...]: the model is only run from them on. None: on the pictures.
 
     Attributes:
         graph: the TensorFlow graph that predicts a batch.
@@ -51,12 +52,16 @@ class Predictor:
         cluster: Cluster,
         batches: tf.data.Dataset | PictureBatches,
         num_examples: int | None = None,
+        features: tf.Tensor | None = None,
     ):
         self.num_examples = num_examples
         self._classifier = classifier
         self._batches = batches
+        self._features = features
         spec = batches.element_spec[1:]
         function = classifier.evaluate_batch if len(spec) > 1 else classifier.probability
+        if features is not None:
+            spec, function = (tf.TensorSpec([None, *features.shape[1:]]), *spec[1:]), classifier.evaluate_features
         predict = tf.function(function, input_signature=spec)
         # Builds the graph now, so that the first batch is not slower.
         self.graph = predict.get_concrete_function().graph
@@ -71,12 +76,15 @@ class Predictor:
         Raises:
             UserError: if the loss's probability() returns values that are not probabilities.
         """
+        num_done = 0
         for ids, images, *labels in self._batches:
-            outputs = self._predict(images, *labels)
+            inputs = images if self._features is None else self._features[num_done : num_done + len(ids)]
+            outputs = self._predict(inputs, *labels)
             parts = [output[0] if labels else output for output in outputs]
             probabilities = np.concatenate([part.numpy() for part in parts])
             eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
             progress.update(len(probabilities))
+            num_done += len(probabilities)
             if not labels:
                 yield PredictedBatch(ids.numpy(), images, probabilities)
                 continue

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -349,18 +349,36 @@ def _gather(columns: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tens
 def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:
     """Reads and decodes every record once.
 
-    Each batch is copied into arrays that have room for all examples, so memory holds the images once. They stay in the
-    CPU's memory, which is larger than a GPU's.
-
     Returns:
         What the reader returns, as if for one batch of all records, with images still uint8.
     """
     with tf.device("CPU"):
         batches = make_dataset(reader, shards, batch_size=64)
-        arrays = [_empty_array(shards.num_examples, spec) if _is_fixed(spec) else None for spec in batches.element_spec]
+        return collect(batches, batches.element_spec, shards.num_examples, "decoding")
+
+
+def collect(
+    batches: Iterable[tuple[tf.Tensor, ...]], specs: Sequence[tf.TensorSpec], num_examples: int, doing: str
+) -> tuple[tf.Tensor, ...]:
+    """Puts the rows of batches together.
+
+    Each batch is copied into arrays that have room for all examples, so memory holds the rows once. They stay in the
+    CPU's memory, which is larger than a GPU's.
+
+    Args:
+        batches: tuples of columns, [batch, ...].
+        specs: of each column.
+        num_examples: how many rows all batches together have.
+        doing: what the progress bar calls it.
+
+    Returns:
+        The columns, [num_examples, ...].
+    """
+    with tf.device("CPU"):
+        arrays = [_empty_array(num_examples, spec) if _is_fixed(spec) else None for spec in specs]
         others: list[list[tf.Tensor]] = [[] for _ in arrays]
         end = 0
-        with terminal.progress_bar(shards.num_examples, " pictures", "decoding") as progress:
+        with terminal.progress_bar(num_examples, " pictures", doing) as progress:
             for batch in batches:
                 start, end = end, end + len(batch[0])
                 for array, other, column in zip(arrays, others, batch, strict=True):

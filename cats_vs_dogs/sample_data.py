@@ -45,10 +45,7 @@ _DARK, _WHITE, _PINK, _TONGUE = (34, 28, 30), (250, 250, 246), (226, 140, 140), 
 
 def cache_folder() -> str:
     """Returns the path of the cached sample set. It may not have been drawn yet."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # The XDG specification says to ignore relative paths.
-        base = os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "cats_vs_dogs", f"sample-v{_VERSION}")
+    return os.path.join(files.cache_folder(), f"sample-v{_VERSION}")
 
 
 def pattern(split: str) -> str:

@@ -52,6 +52,7 @@ from cats_vs_dogs.training_tools import (
     make_batches,
     make_evaluation,
     make_trainer,
+    use_features,
 )
 from cats_vs_dogs.utils import find_class_by_name  # noqa: F401 - It was here in 2017.
 
@@ -193,7 +194,8 @@ def run(job: Job) -> int | None:
         if not job.state.step:
             with files.explain_write_errors(folder, "train_dir"):
                 log.start(job.record)
-    evaluation = make_evaluation(job, log)
+    on_features = job.plan.epochs_left(job.state.step) > 0 and use_features(job)
+    evaluation = make_evaluation(job, log, on_features)
     epochs_left = 0 if evaluation.has_stopped_improving else job.plan.epochs_left(job.state.step)
     log_if_nothing_is_left(job, evaluation)
     with (
@@ -201,8 +203,8 @@ def run(job: Job) -> int | None:
         contextlib.closing(profiler),
         contextlib.closing(alarm),
     ):
-        batches = iter(job.cluster.distribute(make_batches(job, epochs_left)))
-        trainer = make_trainer(job, (stop.requested, alarm.variable))
+        batches = iter(job.cluster.distribute(make_batches(job, epochs_left, on_features)))
+        trainer = make_trainer(job, (stop.requested, alarm.variable), on_features)
         tools = Tools(trainer, batches, log, evaluation, saver, exporter, profiler, stop)
         # Inside of explain_read_errors, which would otherwise look for a bad record when a worker is lost.
         with stop.listening(), job.cluster.explain_lost_workers():

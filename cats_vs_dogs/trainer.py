@@ -26,7 +26,7 @@ class StepOutputs:
         gradient_norms: the gradient norm of each trainable variable, by its path; 0 without a gradient.
         label_loss: mean over the global batch.
         regularization_loss: the same on every device.
-        images: uint8 or float32 [batch on the device, size, size, 3].
+        images: uint8 or float32 [batch on the device, size, size, 3]; empty if training runs on features.
         probabilities: float32 [batch on the device, 1].
         labels: int32 [batch on the device, 1].
     """
@@ -55,6 +55,7 @@ class Trainer:
         interrupts: bool variables; once one is true on any worker, `run_steps` returns after the current step.
         measures_waiting: whether to measure how long steps wait for a batch. TensorFlow does not allow it in
             deterministic mode.
+        on_features: whether batches hold features, as the model's frozen part returns them, instead of images.
 
     Attributes:
         timed_steps: number of steps timed so far: all but the first, which waits for the graph to be built.
@@ -71,6 +72,7 @@ class Trainer:
         jit_compile: bool = False,
         interrupts: Sequence[tf.Variable] = (),
         measures_waiting: bool = True,
+        on_features: bool = False,
     ):
         self.timed_steps = 0
         self.seconds = 0.0
@@ -85,6 +87,7 @@ class Trainer:
         self._regularization_penalty = config.regularization_penalty
         self._clip_gradient_norm = config.clip_gradient_norm
         self._measures_waiting = measures_waiting
+        self._on_features = on_features
         self._interrupts = interrupts
         synchronize_batch_norm(classifier.model.network, strategy, jit_compile)
         # Without XLA it is no graph of its own: inside one, devices cannot synchronise.
@@ -96,8 +99,8 @@ class Trainer:
         """Takes steps without returning to Python between them.
 
         Args:
-            batches: iterator over (images, labels, weight: the fraction of the global batch), perhaps distributed over
-                devices.
+            batches: iterator over (images or features, labels, weight: the fraction of the global batch), perhaps
+                distributed over devices.
             num_steps: how many steps to take, at least 1. It takes fewer if it is interrupted, or when the loss or a
                 gradient is no longer finite; and only one at the first call.
 
@@ -120,7 +123,7 @@ class Trainer:
             dict(zip(self._paths, sums["gradient_norms"].numpy().tolist(), strict=True)),
             float(sums["label_loss"]),
             float(sums["regularization_loss"]),
-            images,
+            [] if self._on_features else images,
             probabilities,
             labels,
         )
@@ -204,7 +207,7 @@ class Trainer:
         """Returns the gradients of this replica's part of the loss, which is the mean over the global batch."""
         variables = [variable.value for variable in self._classifier.model.trainable_variables]
         with tf.GradientTape() as tape:
-            outputs = self._classifier.model(readers.scale_images(images), labels, training=True)
+            outputs = self._outputs(images, labels)
             label_loss = weight * self._classifier.label_loss(outputs, labels)
             regularization_loss = self._classifier.regularization_loss(outputs) / self._strategy.num_replicas_in_sync
             loss = label_loss + self._regularization_penalty * regularization_loss
@@ -212,6 +215,12 @@ class Trainer:
                 loss = self._optimizer.scale_loss(loss)
         probabilities = self._classifier.probability_of(outputs["predictions"])
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
+
+    def _outputs(self, images, labels):
+        """Returns the model's outputs in training."""
+        if self._on_features:
+            return self._classifier.model.from_features(images, labels, training=True)
+        return self._classifier.model(readers.scale_images(images), labels, training=True)
 
 
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:

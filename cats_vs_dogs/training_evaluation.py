@@ -19,7 +19,7 @@ class TrainingEvaluation:
     Args:
         folder: the train_dir. Metrics and summaries go to its folder eval, the best model to its folder best.
         make_evaluator: called at the first evaluation, when the training pictures are in memory and no longer count as
-            free.
+            free, and the predictor has its weights.
         predictor: what the evaluator evaluates; gets the weights before each evaluation.
         classifier: what is trained; perhaps the predictor itself.
         progress: notes the evaluations.
@@ -69,8 +69,8 @@ class TrainingEvaluation:
             is_last: whether training ends with this step.
             should_stop: asked meanwhile; once it returns True, the evaluation is given up.
         """
-        self._evaluator = self._evaluator or self._make_evaluator()
         self._predictor.copy_weights(self._classifier)
+        self._evaluator = self._evaluator or self._make_evaluator()
         evaluation = self._evaluator.evaluate(step, self._events, should_stop)
         if evaluation is None:
             return

@@ -91,14 +91,15 @@ class TrainingLog:
         self.rows.add("training", row)
         metrics_log.write_scalars(self._events, step, row, metrics_log.TRAINING_TAGS)
         summaries.write_gradient_norms(self._events, step, list(outputs.gradient_norms.values()))
-        if self._plan.is_first_logged(step):
+        if self._plan.is_first_logged(step) and outputs.images:
             images = np.concatenate([part[:_NUM_PHOTOS].numpy() for part in outputs.images])[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
-        """Writes histograms of the weights and of the input."""
-        summaries.write_input(self._events, step, [part.numpy() for part in outputs.images])
+        """Writes histograms of the weights and of the input, if that is pictures."""
+        if outputs.images:
+            summaries.write_input(self._events, step, [part.numpy() for part in outputs.images])
         weights = {weight.path: weight.numpy() for weight in self._classifier.model.weights}
         summaries.write_weights(self._events, step, weights)
 

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import augmentation, bad_examples, checkpoints, export_model, files, readers, train_dir, utils
+from cats_vs_dogs import (
+    augmentation,
+    bad_examples,
+    checkpoints,
+    export_model,
+    files,
+    frozen_features,
+    readers,
+    train_dir,
+    utils,
+)
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluator
 from cats_vs_dogs.interruption import Alarm, StopRequest
@@ -91,8 +101,40 @@ class Exporter:
         self._exporter.export_model(model_dir)
 
 
-def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
-    """Returns what takes the steps."""
+def use_features(job: Job) -> bool:
+    """Returns whether to train on features that are calculated once a picture, and logs why.
+
+    The answer depends on the whole run, not on what is left of it: a resumed run does as one that was not stopped.
+    """
+    model, settings, plan = job.classifier.model, job.settings, job.plan
+    if model.frozen is None:
+        return False
+    augment = settings.data.augment
+    needed = frozen_features.num_bytes(model, plan.num_examples, _num_views(augment)) if not job.sizes else 0
+    size = f"{needed / 2**20:,.0f} MiB"
+    if settings.data.cache == "none":
+        why_not = "--cache=none"
+    elif augment not in ("none", "flip"):
+        why_not = f"--augment={augment} makes other pictures each time"
+    elif job.sizes:
+        why_not = "training pictures grow"
+    elif plan.total_steps <= plan.steps_per_epoch:
+        why_not = "only one epoch"
+    elif settings.data.cache == "auto" and needed > utils.free_memory() / 4:
+        why_not = f"its results take {size}, more than a quarter of the free memory"
+    else:
+        logging.info("The frozen part of %s runs once for each picture; its results take %s.", model.name, size)
+        return True
+    logging.info("The frozen part of %s runs in each epoch: %s.", model.name, why_not)
+    return False
+
+
+def _num_views(augment: str) -> int:
+    return 2 if augment == "flip" else 1
+
+
+def make_trainer(job: Job, interrupts: Sequence[tf.Variable], on_features: bool) -> Trainer:
+    """Returns what takes the steps, on batches of features or of pictures."""
     num_gpus = len(tf.config.list_logical_devices("GPU"))
     # XLA cannot synchronise batch norm across devices.
     is_compiled = {"on": True, "off": False, "auto": num_gpus > 0 and job.cluster.num_replicas == 1}
@@ -105,23 +147,30 @@ def make_trainer(job: Job, interrupts: Sequence[tf.Variable]) -> Trainer:
         is_compiled[job.settings.system.jit_compile],
         interrupts,
         measures_waiting=not (job.settings.system.deterministic or is_deterministic),
+        on_features=on_features,
     )
 
 
-def make_batches(job: Job, epochs_left: float) -> tf.data.Dataset:
-    """Returns the batches of the run, from the step on that it resumes from."""
+def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dataset:
+    """Returns the batches of the run, from the step on that it resumes from: of features or of pictures."""
     data, seed, batch_size = job.settings.data, job.settings.system.seed, job.plan.batch_size
 
     def change(images: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        if on_features:
+            return augmentation.choose_view(images, seed, step, rows, batch_size)
         size = job.sizes.size_at(step) if job.sizes else None
         return augmentation.augment(images, data.augment, seed, step, rows, batch_size, size)
 
-    is_cached = use_cache(data.cache, job.reader, job.shards, epochs_left)
+    decoded = None
+    if on_features:
+        decoded = frozen_features.calculate(job.classifier.model, job.reader, job.shards, _num_views(data.augment) > 1)
+    elif use_cache(data.cache, job.reader, job.shards, epochs_left):
+        decoded = readers.decode_all(job.reader, job.shards)
     return readers.make_training_dataset(
         job.reader,
         job.shards,
         readers.Order(batch_size, seed, job.settings.periods.num_epochs, job.state.step, data.num_readers),
-        readers.decode_all(job.reader, job.shards) if is_cached else None,
+        decoded,
         job.cluster.num_replicas,
         job.cluster.replicas,
         change,
@@ -151,8 +200,8 @@ def use_cache(cache: str, reader: readers.BaseReader, shards: readers.Shards, ep
     return False
 
 
-def make_evaluation(job: Job, log: TrainingLog) -> TrainingEvaluation | NoEvaluation:
-    """Returns what evaluates while training."""
+def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEvaluation | NoEvaluation:
+    """Returns what evaluates while training, on features that are calculated once or on pictures."""
     if not job.eval_shards:
         return NoEvaluation()
 
@@ -161,7 +210,11 @@ def make_evaluation(job: Job, log: TrainingLog) -> TrainingEvaluation | NoEvalua
         needed = readers.decoded_bytes(job.reader, job.eval_shards)
         if job.settings.data.cache != "none" and needed <= utils.free_memory() / 4:
             batches = batches.cache()
-        predictor = Predictor(job.predictor, job.cluster, batches, job.eval_shards.num_examples)
+        features = None
+        if on_features:
+            _, views, _ = frozen_features.calculate(job.predictor.model, job.reader, job.eval_shards, False)
+            features = views[:, 0]
+        predictor = Predictor(job.predictor, job.cluster, batches, job.eval_shards.num_examples, features)
         explain_errors = functools.partial(bad_examples.explain_read_errors, job.reader, job.eval_shards)
         return Evaluator(predictor, explain_errors=explain_errors)
 

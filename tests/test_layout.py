@@ -23,7 +23,7 @@ FLOORS = [
     {"readers", "summaries", "metrics_log", "plan"},
     {"classifier", "distribution", "open_reader", "picture_files"},
     {"bad_examples"},
-    {"batch_pipeline", "prediction", "train_dir", "trainer"},
+    {"batch_pipeline", "frozen_features", "prediction", "train_dir", "trainer"},
     {"checkpoints", "evaluation", "training_log", "trained_data"},
     {
         "batch_predict",

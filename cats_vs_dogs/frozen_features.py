@@ -1,0 +1,160 @@
+"""Features: what the frozen part of a model makes of each picture. They never change, so they are calculated once.
+
+Training on features gives the same model as training on pictures, but runs only the part that learns. The features are
+also kept in the user's cache folder, so that the next run, with another head or other rates, need not calculate them.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from cats_vs_dogs import decoding, files, readers, untracked
+from cats_vs_dogs.models import BuiltModel
+from cats_vs_dogs.utils import UserError
+
+_BATCH_SIZE = 64  # The same for all runs, since another one may give other last bits.
+_MAX_KEPT_BYTES = 4 * 2**30  # What all kept features together may take.
+_COLUMNS = ("ids", "features", "labels")
+
+
+def num_bytes(model: BuiltModel, num_examples: int, num_views: int) -> int:
+    """Returns how many bytes the features of pictures take, with `num_views` views of each."""
+    return 4 * num_views * num_examples * int(np.prod(model.frozen.output_shape[1:]))
+
+
+def calculate(
+    model: BuiltModel, reader: readers.BaseReader, shards: readers.Shards, with_mirrored: bool
+) -> tuple[tf.Tensor, ...]:
+    """Calculates the features of all examples, or reads those that an earlier run kept.
+
+    Args:
+        model: has a frozen part and its weights.
+        reader: how to read a labelled record.
+        shards: what to read.
+        with_mirrored: whether the mirror images have features, too.
+
+    Returns:
+        Ids, string [n]; features, float32 [n, views, ...], of the picture and of its mirror image; labels, int32
+        [n, 1]; all in the order of the shards and in the CPU's memory.
+
+    Raises:
+        UserError: if the frozen part differs between training and evaluation.
+    """
+    batches = readers.make_dataset(reader, shards, _BATCH_SIZE)
+
+    @tf.function(input_signature=[batches.element_spec[1]])
+    def features_of(images: tf.Tensor) -> tf.Tensor:
+        return model.frozen(readers.scale_images(images), training=False)
+
+    graph = features_of.get_concrete_function().graph
+    number = _number(graph, model.frozen, reader, shards, with_mirrored)
+    folder = number and os.path.join(files.cache_folder(), "features", number)
+    what = f"{shards.num_examples:,} pictures{' and their mirror images' if with_mirrored else ''}"
+    if folder and (columns := _read(folder)):
+        logging.info("Features of %s: read from %s.", what, folder)
+        return columns
+
+    def rows() -> Iterator[tuple[tf.Tensor, ...]]:
+        for i, (ids, images, labels) in enumerate(batches):
+            if i == 0:
+                _check(model, images)
+            views = [images, tf.reverse(images, [2])] if with_mirrored else [images]
+            yield ids, tf.stack([features_of(view) for view in views], axis=1), labels
+
+    id_spec, _, label_spec = batches.element_spec
+    specs = (id_spec, tf.TensorSpec([None, 1 + with_mirrored, *graph.outputs[0].shape[1:]], tf.float32), label_spec)
+    columns = readers.collect(rows(), specs, shards.num_examples, "features")
+    kept = _keep(folder, columns) if folder else ""
+    logging.info("Features of %s: calculated once%s.", what, f", and kept in {kept}" if kept else "")
+    return columns
+
+
+def _check(model: BuiltModel, images: tf.Tensor) -> None:
+    """Checks that the frozen part does the same in training and in evaluation, with a few pictures.
+
+    Raises:
+        UserError: if it does not.
+    """
+    frozen, some = model.frozen, readers.scale_images(images[:4])
+    values = [variable.value for variable in frozen.non_trainable_variables]
+    in_training, _ = frozen.stateless_call([], values, some, training=True)
+    if not np.allclose(in_training, frozen(some, training=False), rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f'{model.name}.create_model: the part before "features" differs between training and evaluation, as random '
+            "layers and batch norm do; put random layers after it, freeze batch norm with trainable = False, or leave "
+            '"features" out'
+        )
+
+
+def _number(graph: tf.Graph, frozen: keras.Model, reader: readers.BaseReader, shards: readers.Shards) -> str | None:
+    """Returns a number that stands for all that the features depend on; None if that is not known."""
+    keys = shards.index and shards.index.keys()
+    if keys is None or not shards.index.has_labels:  # A reader of the user's own may depend on anything.
+        return None
+    labels = np.array([example.label for example in shards.index], np.int64)
+    number = hashlib.blake2b(digest_size=16)
+    devices = sorted({device.device_type for device in tf.config.list_logical_devices()})
+    reading = (reader.image_size, reader.resize_method, with_mirrored)
+    number.update(repr((untracked.graph_number(graph), *reading, tf.__version__, keras.__version__, devices)).encode())
+    for module in (decoding, readers):
+        number.update(files.read_bytes(module.__file__))
+    for values in (keys, labels, *(weight.numpy() for weight in frozen.weights)):
+        number.update(repr((values.shape, values.dtype)).encode())
+        number.update(np.ascontiguousarray(values))
+    return number.hexdigest()
+
+
+# ---- Files of features: a folder for each set, with an array in a file for each column.
+
+
+def _read(folder: str) -> tuple[tf.Tensor, ...] | None:
+    """Returns the columns in a folder; None if it is not there or damaged."""
+    try:
+        arrays = [np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in _COLUMNS]
+        specs = [tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype)) for array in arrays[1:]]
+        os.utime(folder)  # The oldest ones are deleted first.
+    except (OSError, ValueError, EOFError):
+        return None
+    specs = [tf.TensorSpec([None], tf.string), *specs]
+    rows = zip(*(map(tf.constant, np.array_split(array, -(-len(array) // 4096))) for array in arrays), strict=True)
+    return readers.collect(rows, specs, len(arrays[0]), "reading")
+
+
+def _keep(folder: str, columns: tuple[tf.Tensor, ...]) -> str:
+    """Writes columns into a folder, in place of old ones, and returns the folder; "" if that is not possible."""
+    parent, size = os.path.dirname(folder), sum(column.dtype.size * tf.size(column).numpy() for column in columns[1:])
+    try:
+        os.makedirs(parent, exist_ok=True)
+        if not _make_room(parent, size):
+            return ""
+        temporary = tempfile.mkdtemp(dir=parent, prefix="unfinished-")
+        try:
+            for name, column in zip(_COLUMNS, columns, strict=True):
+                values = column.numpy()
+                np.save(os.path.join(temporary, f"{name}.npy"), values.astype("S") if name == "ids" else values)
+            shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
+            os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        logging.warning("The features cannot be kept in %s: %s", parent, error)
+        return ""
+    return folder
+
+
+def _make_room(parent: str, size: int) -> bool:
+    """Deletes the features that were not used for the longest time, and returns whether there is room for more."""
+    if size > min(_MAX_KEPT_BYTES, shutil.disk_usage(parent).free // 4):
+        return False
+    folders = sorted(filter(os.path.isdir, (entry.path for entry in os.scandir(parent))), key=os.path.getmtime)
+    sizes = {folder: sum(entry.stat().st_size for entry in os.scandir(folder)) for folder in folders}
+    while folders and sum(sizes[folder] for folder in folders) + size > _MAX_KEPT_BYTES:
+        shutil.rmtree(folders.pop(0), ignore_errors=True)
+    return True
