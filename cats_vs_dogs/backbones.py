@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cats_vs_dogs import weight_files
 from cats_vs_dogs.files import explain_error, is_remote
 from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError, suggest
@@ -158,22 +159,22 @@ def load_weights(name: str, backbone: keras.Model, weights: str) -> None:
         name: the backbone's name.
         backbone: the backbone, as `build` returns it.
         weights: "imagenet" for the weights of keras.applications, which are downloaded once to ~/.keras/models; or the
-            path of a weights file: one of keras.applications, or one that Keras' `save_weights` wrote. The file may
-            include the top of 1,000 classes.
+            path of a .h5, .weights.h5 or .keras file that holds the backbone alone, with its top of 1,000 classes, or
+            as a part of another model, see `weight_files.load`. Its pictures may have had another size.
 
     Raises:
         UserError: if the file does not exist or does not fit, or the download fails.
     """
     if weights == "imagenet":
         source = _download(name, backbone.input_shape[1:])
-    else:
-        try:
-            path = expand_path(str(weights))
-        except ValueError as error:
-            raise UserError(f"--model_params: weights={weights}: {error}") from error
-        source = _read_file(name, path, backbone.input_shape[1:])
-    for target, value in zip(_loadable(backbone), _loadable(source), strict=False):  # A top comes last and is unused.
-        target.assign(value)
+        for target, value in zip(_loadable(backbone), _loadable(source), strict=True):
+            target.assign(value)
+        return
+    try:
+        path = expand_path(str(weights))
+    except ValueError as error:
+        raise UserError(f"--model_params: weights={weights}: {error}") from error
+    _read_file(name, backbone, path)
 
 
 def _loadable(network: keras.Model) -> list[keras.Variable]:
@@ -199,8 +200,8 @@ def _download(name: str, shape: tuple[int, ...]) -> keras.Model:
         socket.setdefaulttimeout(timeout)
 
 
-def _read_file(name: str, path: str, shape: tuple[int, ...]) -> keras.Model:
-    """Returns the backbone with the weights of a file, for images of a shape (height, width, 3) or with its top."""
+def _read_file(name: str, backbone: keras.Model, path: str) -> None:
+    """Loads the weights of a file, here or on an object store, into a backbone."""
     where = f"--model_params: weights={path}"
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -212,14 +213,4 @@ def _read_file(name: str, path: str, shape: tuple[int, ...]) -> keras.Model:
                 tf.io.gfile.copy(path, local_path)
         except tf.errors.OpError as error:
             raise UserError(f"{where}: cannot be read: {explain_error(error)}") from error
-        reasons = []
-        for options in ({"include_top": False, "input_shape": shape}, {"include_top": True}):
-            network = _function(name)(weights=None, **options)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # Keras warns of each layer that the file lacks, and then raises.
-                    network.load_weights(local_path)
-                return network
-            except Exception as error:  # Keras and h5py raise many kinds.
-                reasons.append(str(error).strip().partition("\n")[0])
-    raise UserError(f"{where}: cannot be loaded into {name}, with or without its top: {reasons[0]}; give another file")
+        weight_files.load(name, backbone, local_path, where)
