@@ -93,7 +93,9 @@ def _check(model: BuiltModel, images: tf.Tensor) -> None:
         )
 
 
-def _number(graph: tf.Graph, frozen: keras.Model, reader: readers.BaseReader, shards: readers.Shards) -> str | None:
+def _number(
+    graph: tf.Graph, frozen: keras.Model, reader: readers.BaseReader, shards: readers.Shards, with_mirrored: bool
+) -> str | None:
     """Returns a number that stands for all that the features depend on; None if that is not known."""
     keys = shards.index and shards.index.keys()
     if keys is None or not shards.index.has_labels:  # A reader of the user's own may depend on anything.
