@@ -24,7 +24,7 @@ FLOORS = [
     {"classifier", "distribution", "open_reader", "picture_files"},
     {"bad_examples"},
     {"batch_pipeline", "prediction", "train_dir", "trainer"},
-    {"checkpoints", "evaluation", "training_log", "trained_data"},
+    {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
     {
         "batch_predict",
         "convert_images_to_tfrecords",
