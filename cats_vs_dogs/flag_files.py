@@ -108,7 +108,7 @@ def _expand(arguments: Iterable[Argument], opened: Sequence[str] = ()) -> list[A
 def _recipe_in(arguments: Sequence[Argument]) -> str:
     """Returns the last --recipe among arguments; "" without one."""
     name, texts = "", [text for text, _ in arguments]
-    for text, following in zip(texts, [*texts[1:], ""], strict=True):
+    for text, following in zip(texts, [*texts, ""][1:], strict=True):
         if text == "--":
             break
         flag, equals, value = text.partition("=")
