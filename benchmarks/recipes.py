@@ -94,7 +94,7 @@ def measure(folder: str) -> list[tuple[str, ...]]:
             seconds = train(train_dir, trained_on, seed)
             plain, averaged = evaluate(train_dir, evaluated_on), evaluate(train_dir, evaluated_on, "--flip_average")
             results.append([seconds, *plain, *averaged])
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in zip(NAMES, results[-1], strict=True))
+            shown = "; ".join(f"{name} {value:.3f}" for name, value in zip(NAMES, results[-1], strict=True))
             print(f"{num_photos:,} photos, seed {seed}: {shown}", flush=True)
             if not arguments.keep:
                 shutil.rmtree(train_dir)

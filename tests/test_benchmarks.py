@@ -71,6 +71,6 @@ def test_a_benchmark_prints_its_table(data, tmp_path, name):
     assert all(float(value.replace(",", "")) >= 0 for value in re.findall(r"\d[\d,]*\.?\d*", " ".join(rows[-1][1:])))
     assert re.search(r"\d", rows[-1][-1]), process.stdout  # The ratio or figure in the last column.
     if name == "recipes":
-        assert len(re.findall(r"^8 photos, seed \d: seconds \d+\.\d+, accuracy \d", process.stdout, re.MULTILINE)) == 2
+        assert len(re.findall(r"^8 photos, seed \d: seconds \d+\.\d+; accuracy \d", process.stdout, re.MULTILINE)) == 2
         kept = {path.name for path in (tmp_path / "kept").iterdir()}
         assert kept == {"quick-8-0", "quick-8-1", "shards_1_4", "shards_2001_2250"}
