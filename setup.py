@@ -8,6 +8,7 @@ setup(
     description="Cats vs Dogs TensorFlow starter kit: TFRecord shards in, a submission CSV out.",
     license="Apache-2.0",
     packages=find_namespace_packages(include=["cats_vs_dogs", "cats_vs_dogs.*"], exclude=["*.__pycache__"]),
+    package_data={"cats_vs_dogs.recipes": ["*.flags"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.17",

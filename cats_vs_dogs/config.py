@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from cats_vs_dogs import files, utils
+from cats_vs_dogs import files, flag_files, utils
 from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
@@ -134,8 +134,13 @@ class SystemConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a training run."""
+    """All settings of a training run.
 
+    Attributes:
+        recipe: name of the recipe that set some of the others; "" without one.
+    """
+
+    recipe: str
     train_dir: str
     start_new_model: bool
     model: ModelSpec
@@ -193,7 +198,8 @@ def from_settings(settings: dict[str, Any]) -> Config:
         name: part(**{field.name: settings[field.name] for field in dataclasses.fields(part)})
         for name, part in parts.items()
     }
-    return Config(train_dir=settings["train_dir"], start_new_model=settings["start_new_model"], **nested)
+    own = {name: settings[name] for name in ("recipe", "train_dir", "start_new_model")}
+    return Config(**own, **nested)
 
 
 def read(flag_values: flags.FlagValues) -> Config:
@@ -210,6 +216,7 @@ def read(flag_values: flags.FlagValues) -> Config:
 
 def define_flags() -> None:
     """Defines the flags of train.py."""
+    _define_recipe_flag()  # First, since what is wrong is reported in this order.
     _define_data_flags()
     _define_model_flags()
     _define_optimizer_flags()
@@ -217,6 +224,18 @@ def define_flags() -> None:
     _define_evaluation_flags()
     _define_output_flags()
     _define_machine_flags()
+
+
+def _define_recipe_flag() -> None:
+    names = " ".join(f"{name}: {gives}" for name, gives in flag_files.recipes().items())
+    flags.DEFINE_string(
+        "recipe",
+        "",
+        f"Which recipe sets the flags that are not given: a file in the folder {flag_files.RECIPES}. {names} "
+        "Empty: none.",
+        module_name="training",
+    )
+    flags.register_validator("recipe", _check_recipe)
 
 
 def _define_data_flags() -> None:
@@ -507,6 +526,13 @@ def _define_machine_flags() -> None:
 
 
 # ---- Checks that need no TensorFlow.
+
+
+def _check_recipe(name: str) -> bool:
+    names = list(flag_files.recipes())
+    if name and name not in names:
+        raise flags.ValidationError(f"no such recipe{utils.suggest(name, names)}")
+    return True
 
 
 def _check_json(text: str) -> bool:

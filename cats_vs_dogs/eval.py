@@ -149,7 +149,7 @@ def main() -> None:
     user_files.import_all()
     import tensorflow as tf
 
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, metrics_log, readers
+    from cats_vs_dogs import advice, bad_examples, checkpoints, distribution, metrics_log, readers
     from cats_vs_dogs import train_dir as train_dirs
     from cats_vs_dogs.classifier import Classifier
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -207,6 +207,7 @@ def main() -> None:
         if about_data["trained_on"]:
             logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:
+            advice.log_recipes(metrics, train_dir)
             return
 
 

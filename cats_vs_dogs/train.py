@@ -34,7 +34,7 @@ import tensorflow as tf
 from absl import flags, logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, distribution, files, train_dir, trained_data
+from cats_vs_dogs import bad_examples, distribution, files, flag_files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
@@ -61,6 +61,8 @@ def main() -> None:
     """Trains what the flags name. The one place that reads FLAGS."""
     logging.info("Tensorflow version: %s.", tf.__version__)
     settings = config.read(flags.FLAGS)
+    if settings.recipe:
+        logging.info("%s", flag_files.describe(flags.FLAGS))
     find_classes(settings.model)
     with calculating_as_asked(settings.system):
         cluster = distribution.join_cluster()

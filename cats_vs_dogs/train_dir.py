@@ -421,6 +421,7 @@ def _shards(record: dict[str, Any]) -> list[tuple[str, int]]:
 def _results_flags(record: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
     """Returns the flags that change a run's results; flags that the kit no longer has are left out."""
     without_effect = set(WITHOUT_EFFECT) | {"optimizer", "optimizer_params"}  # Compared by themselves.
+    without_effect.add("recipe")  # The flags that it sets have.
     without_effect |= _FIXED  # Other ones are refused.
     flags = present["flags"]
     if flags["learning_rate_schedule"] != "cosine" and not flags["first_image_size"]:

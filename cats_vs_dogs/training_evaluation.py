@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from cats_vs_dogs import checkpoints, metrics_log, train_dir
+from cats_vs_dogs import advice, checkpoints, metrics_log, train_dir
 from cats_vs_dogs.checkpoints import Progress
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluator
@@ -49,6 +49,7 @@ class TrainingEvaluation:
         self._rows = rows
         self._early_stop_evals = early_stop_evals
         self._about_data = about_data
+        self._best_metrics: dict[str, Any] | None = None  # Those of this process.
 
     @property
     def has_stopped_improving(self) -> bool:
@@ -83,6 +84,7 @@ class TrainingEvaluation:
             progress.best_loss.assign(metrics["avg_loss"])
             progress.best_step.assign(step)
             progress.worse_in_a_row.assign(0)
+            self._best_metrics = metrics
             metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_TAGS)
             checkpoints.save_best(self._predictor, self._best_dir, step, metrics)
         else:
@@ -95,8 +97,10 @@ class TrainingEvaluation:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
 
     def log_best(self) -> None:
-        """Logs where the best model is."""
+        """Logs where the best model is, and what to try if it is poor."""
         logging.info("The best model, that of step %d, is in %s.", int(self._progress.best_step), self._best_dir)
+        if self._best_metrics:
+            advice.log_recipes(self._best_metrics, self._best_dir)
 
 
 class NoEvaluation:

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from cats_vs_dogs import flag_names
+from cats_vs_dogs import flag_files, flag_names
 from cats_vs_dogs.functions_of_2017 import (  # noqa: F401 - utils.py had them in 2017.
     Dequantize,
     MakeSummary,
@@ -72,6 +72,7 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         delattr(flags.FLAGS, name)  # Of an earlier script in this process, as in a notebook.
     if "log_dir" in flags.FLAGS:
         del flags.FLAGS.log_dir  # absl's, which has no effect here. Users mean train_dir by it.
+    arguments: list[flag_files.Argument] = []
     try:
         define_flags()  # A default may be wrong, too: that of train_dir may come from the environment.
         if {"-h", "-help", "--help", "--helpshort", "--helpfull", "-?"} & set(sys.argv[1:]):
@@ -81,21 +82,30 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
             print(sys.modules["__main__"].__doc__, *parts, sep="\n")
             sys.exit(0)
         flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
-        others = flags.FLAGS(sys.argv, known_only=pass_on_flags)[1:]
+        has_recipe = "recipe" in flags.FLAGS
+        arguments = flag_files.read_arguments(sys.argv[1:], has_recipe)
+        others = flags.FLAGS([sys.argv[0], *(text for text, _ in arguments)], known_only=pass_on_flags)[1:]
+        if has_recipe:
+            flag_files.merge_params(flags.FLAGS)
     except flags.UnrecognizedFlagError as error:
         answer = flag_names.explain_unknown_flag(error.flagname, _own_flags())
         message = f"Unknown command line flag '{error.flagname}'{answer and f'; {answer}'}"
-        _exit_with_error(f"{message} (--help lists all flags)")
+        where = flag_files.place_of([error.flagname], arguments)
+        _exit_with_error(f"{where}{message} (--help lists all flags)")
     except flags.Error as error:
         message = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
-        _exit_with_error(f"{message} (--help lists all flags)")
+        wrong = [name for name in _own_flags() if re.search(rf"\b{name}=", message)]
+        where = flag_files.place_of(wrong, arguments)
+        _exit_with_error(f"{where}{message} (--help lists all flags)")
     if others and not pass_on_flags:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
         advice = flag_names.explain_words(others, _own_flags())
-        _exit_with_error(f"{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
+        where = flag_files.place_of(others[:1], arguments)
+        _exit_with_error(f"{where}{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
-            _exit_with_error(f"--{name}={value}: must be a finite number")
+            where = flag_files.place_of([name], arguments)
+            _exit_with_error(f"{where}--{name}={value}: must be a finite number")
     return others
 
 

@@ -32,10 +32,11 @@ class FrozenModel(models.BaseModel):
 
 
 @pytest.fixture
-def shards(tmp_path, monkeypatch):
+def shards(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="absl")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cvd_models, "FrozenModel", FrozenModel, raising=False)
-    return write_shards(tmp_path), write_shards(tmp_path, "validation", num_examples=10, num_shards=1)
+    return write_shards(tmp_path), write_shards(tmp_path, "validation", num_examples=10, num_shards=1, first=200)
 
 
 def settings_of(folder, shards, **settings):

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 # A module imports only from floors above its own in this list.
 FLOORS = [
     {"plain_imports", "functions_of_2017"},
-    {"flag_names", "path_flags"},
+    {"flag_files", "flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns"},
     {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"classifier", "distribution", "open_reader", "picture_files"},
     {"bad_examples"},
     {"batch_pipeline", "frozen_features", "prediction", "train_dir", "trainer"},
-    {"checkpoints", "evaluation", "training_log", "trained_data"},
+    {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
     {
         "batch_predict",
         "convert_images_to_tfrecords",

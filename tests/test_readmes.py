@@ -24,18 +24,18 @@ from fake_gcs import FakeGcs
 
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
 FLAGS_OF_BEAM |= {"project", "region", "temp_location"}
-# Flags of gcloud, TensorBoard and benchmarks; test_vertex.py runs gcloud with them.
+# Flags of gcloud, TensorBoard, benchmarks and absl; test_vertex.py runs gcloud with them.
 FLAGS_OF_OTHERS = {
     "args",
     "artifact",
     "config",
     "container",
     "display",
+    "flagfile",
     "format",
     "help",
     "location",
     "logdir",
-    "recipe",
     "region",
 }
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
@@ -256,7 +256,7 @@ def test_recipes_can_be_typed(run_script, tmp_path):
     """One step of each; all their steps take minutes."""
     text = "".join("".join(blocks(PAGES[name], "")) for name in ("README.en.md", "docs/recipes.en.md"))
     commands = list(dict.fromkeys(line for line in text.splitlines() if "/train.py " in line))
-    assert len(commands) == 5
+    assert len(commands) == 4
     pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
     for command in commands:
         assert " --train_dir=/tmp/" in command

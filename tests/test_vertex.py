@@ -13,6 +13,8 @@ import yaml
 from conftest import REPOSITORY, commands_here_and_in_the_cloud
 from mock_vertex import MockVertex, complaint
 
+from cats_vs_dogs import flag_files
+
 JOB_FILES = {path.name: path.read_text() for path in REPOSITORY.glob("cloudml-*.yaml")}
 GPU = yaml.safe_load(JOB_FILES["cloudml-gpu.yaml"])
 SDIST = "cats_vs_dogs-2.0.0.tar.gz"
@@ -117,8 +119,9 @@ def test_the_package_holds_every_module(clone):
     with tarfile.open(clone / "dist" / SDIST) as file:
         packed = set(file.getnames())
     modules = {f"cats_vs_dogs-2.0.0/cats_vs_dogs/{path.name}" for path in (clone / "cats_vs_dogs").glob("*.py")}
-    assert len(modules) > 20
-    assert modules | {"cats_vs_dogs-2.0.0/setup.py", "cats_vs_dogs-2.0.0/pyproject.toml"} <= packed
+    recipes = {f"cats_vs_dogs-2.0.0/cats_vs_dogs/recipes/{name}.flags" for name in flag_files.recipes()}
+    assert len(modules) > 20 and recipes
+    assert modules | recipes | {"cats_vs_dogs-2.0.0/setup.py", "cats_vs_dogs-2.0.0/pyproject.toml"} <= packed
 
 
 def test_setup_needs_no_other_file(tmp_path):

@@ -1,0 +1,55 @@
+"""What to try when a model is hardly better than guessing."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from cats_vs_dogs import flag_files, train_dir
+from cats_vs_dogs.labels import CLASS_NAMES
+from cats_vs_dogs.utils import UserError
+
+_FEWEST_EXAMPLES = 100  # With fewer, or with very unequal classes, chance decides too much.
+_SMALLEST_SHARE = 0.25
+_POOR = 0.3  # Share of the mistakes of guessing that a poor model avoids at most: accuracy 0.65 for equal classes.
+
+
+def is_poor(metrics: Mapping[str, Any]) -> bool:
+    """Whether metrics show a model that is hardly better than one that names the larger class always.
+
+    Args:
+        metrics: see `evaluation.Evaluation`.
+    """
+    sizes = _class_sizes(metrics).values()
+    guessing = max(sizes) / sum(sizes)
+    if sum(sizes) < _FEWEST_EXAMPLES or 1 - guessing < _SMALLEST_SHARE:
+        return False
+    return metrics["avg_hit_at_one"] < guessing + _POOR * (1 - guessing)
+
+
+def log_recipes(metrics: Mapping[str, Any], model_dir: str) -> None:
+    """Names the recipes in a line if a model is poor and was not trained with one of them.
+
+    Args:
+        metrics: see `evaluation.Evaluation`.
+        model_dir: its train_dir, or the folder `best` in one.
+    """
+    run = {}
+    with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being evaluated.
+        _, run = train_dir.find_run(model_dir)
+    if not is_poor(metrics) or run.get("flags", {}).get("recipe"):
+        return
+    sizes = _class_sizes(metrics)
+    larger = max(sizes, key=sizes.__getitem__)
+    logging.info(
+        "Hardly better than the answer %s for every picture: accuracy %.3f instead of %.3f. Recipes for better models: "
+        "train.py --recipe=NAME, with %s as NAME.",
+        *(larger, metrics["avg_hit_at_one"], sizes[larger] / sum(sizes.values()), " or ".join(flag_files.recipes())),
+    )
+
+
+def _class_sizes(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the number of examples of each class."""
+    counts = metrics["confusion"]
+    return {name: sum(counts[f"{name}s_as_{called}s"] for called in CLASS_NAMES) for name in CLASS_NAMES}
