@@ -11,7 +11,7 @@ import inspect
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -146,6 +146,25 @@ class CatsVsDogsFeatureReader(CatsVsDogsTestFeatureReader):
 
     def _feature_map(self) -> dict[str, tf.io.FixedLenFeature]:
         return {**super()._feature_map(), tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64)}
+
+
+class ReaderForModels(BaseReader):
+    """Reads each record once, for several models that may take pictures of different sizes.
+
+    Args:
+        readers: one for each kind of pictures.
+        kinds: for each model, the number of its reader in `readers`.
+    """
+
+    def __init__(self, readers: Sequence[BaseReader], kinds: Sequence[int]):
+        self.readers = readers
+        self._kinds = kinds
+
+    def prepare_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """See `BaseReader`. Instead of images it returns a tuple with the images of each model, perhaps uint8."""
+        read = [prepare_function(reader)(serialized_examples) for reader in self.readers]
+        ids, _, *labels = read[0]
+        return ids, tuple(read[kind][1] for kind in self._kinds), *labels
 
 
 def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseReader:
