@@ -190,6 +190,9 @@ def find_models(text: str) -> list[str]:
     """
     train_dirs: list[str] = []
     for path in _split(text):
+        words = path.split()
+        if len(words) > 1 and all(os.path.exists(model_flags_path(word)) for word in words):
+            raise utils.UserError(f"--train_dir={path}: put commas between folders: --train_dir={','.join(words)}")
         if files.is_remote(path) or os.path.exists(path) or not glob.has_magic(path):
             train_dirs.append(path)
             continue

@@ -154,7 +154,7 @@ def test_lists_on_object_stores():
         ("m_*,m_2/", "--train_dir=m_*,m_2/: names m_2/ twice (m_2 is the same folder); name each model once"),
         ("n_*", "--train_dir=n_*: matches no folder that holds a model; name the folders as in a,b"),
         ("m_1,https://x.org/m", "--train_dir=m_1,https://x.org/m: only paths on this machine and gs:// can be used; "),
-        ("m_1 m_2", "--train_dir=m_1 m_2: holds no model (no model_flags.json); "),
+        ("m_1 m_2", "--train_dir=m_1 m_2: put commas between folders: --train_dir=m_1,m_2"),
     ],
     ids=str,
 )
