@@ -101,6 +101,8 @@ def _scan(
 
 def _reads_labels(reader: BaseReader) -> bool:
     """Whether a reader's labels are those that records have under `tfrecords.LABEL`, as those of the kit's reader."""
+    if isinstance(reader, readers.ReaderForModels):
+        return all(map(_reads_labels, reader.readers))
     methods = ("prepare_serialized_examples", "decode_serialized_examples")
     kit = CatsVsDogsFeatureReader
     return all(getattr(type(reader), name, None) is getattr(kit, name) for name in methods)

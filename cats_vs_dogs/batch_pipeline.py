@@ -159,6 +159,8 @@ def check_model(model_dir: str) -> None:
     """
     advice = "name an export of the kit, such as /tmp/cvd_model/export/step_45, or make one with export_model.py"
     path = os.path.join(model_dir, "saved_model.pb")
+    if "," in model_dir:
+        advice = "name one export of the kit, not several; only eval.py and inference.py take several models"
     exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
     if exports:  # It is a train_dir.
         newest = max(exports, key=lambda export: int(export.rpartition("_")[2]))

@@ -6,6 +6,7 @@ field to the config below. Imports nothing heavy, so that wrong flags are report
 
 import ast
 import dataclasses
+import glob
 import importlib.util
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from cats_vs_dogs import files, flag_files, utils
+from cats_vs_dogs import files, flag_files, path_flags, utils
 from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
@@ -172,6 +173,7 @@ def require_model(train_dir: str) -> None:
     """
     if files.is_remote(train_dir) or os.path.exists(model_flags_path(train_dir)):
         return
+    check_one_model(train_dir)
     advice, folder = "train one with train.py first", train_dir.rstrip("/")
     for _ in range(3):  # Of a checkpoint or an export, the folder of its model is named.
         folder = os.path.dirname(folder)
@@ -179,6 +181,64 @@ def require_model(train_dir: str) -> None:
             advice = f"write --train_dir={shlex.quote(folder or '.')}"
             break
     raise utils.UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); {advice}")
+
+
+def find_models(text: str) -> list[str]:
+    """Returns the folders of the models that --train_dir names, for scripts that take several.
+
+    Args:
+        text: one folder, or several with commas between them; see `path_flags.split_paths`. A pattern stands for the
+            folders on this machine that it matches and that hold a model.
+
+    Raises:
+        UserError: if one holds no model, see `require_model`, or is named twice.
+    """
+    train_dirs: list[str] = []
+    for path in _split(text):
+        words = path.split()
+        if len(words) > 1 and all(os.path.exists(model_flags_path(word)) for word in words):
+            raise utils.UserError(f"--train_dir={path}: put commas between folders: --train_dir={','.join(words)}")
+        if files.is_remote(path) or os.path.exists(path) or not glob.has_magic(path):
+            train_dirs.append(path)
+            continue
+        matching = [folder for folder in sorted(glob.glob(path)) if os.path.exists(model_flags_path(folder))]
+        if not matching:
+            raise utils.UserError(
+                f"--train_dir={path}: matches no folder that holds a model; name the folders as in a,b"
+            )
+        train_dirs += matching
+    seen: dict[str, str] = {}
+    for train_dir in train_dirs:
+        require_model(train_dir)
+        real_path = files.real_path(train_dir)
+        if real_path in seen:
+            same = "" if seen[real_path] == train_dir else f" ({seen[real_path]} is the same folder)"
+            raise utils.UserError(f"--train_dir={text}: names {train_dir} twice{same}; name each model once")
+        seen[real_path] = train_dir
+    return train_dirs
+
+
+def check_one_model(train_dir: str) -> None:
+    """Checks that --train_dir is not a list of models, which only eval.py and inference.py take.
+
+    Raises:
+        UserError: if it is.
+    """
+    if "," not in train_dir:
+        return
+    paths = _split(train_dir)
+    if len(paths) > 1 and all(os.path.exists(model_flags_path(path)) for path in paths):
+        raise utils.UserError(
+            f"--train_dir={train_dir}: names {len(paths)} models; this script takes one model, so name one of them "
+            "(eval.py and inference.py take several)"
+        )
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return path_flags.split_paths(text)
+    except ValueError as error:
+        raise utils.UserError(f"--train_dir={text}: {error}") from error
 
 
 def from_settings(settings: dict[str, Any]) -> Config:
@@ -204,6 +264,7 @@ def from_settings(settings: dict[str, Any]) -> Config:
 
 def read(flag_values: flags.FlagValues) -> Config:
     """Returns the config that the command line asks for. Called by train.py's main, the one place that reads FLAGS."""
+    check_one_model(flag_values.train_dir)
     settings = {flag.name: flag.value for group in flag_values.flags_by_module_dict().values() for flag in group}
     for name in ("model_params", "loss_params", "optimizer_params"):
         settings[name] = utils.parse_json_object(settings[name])

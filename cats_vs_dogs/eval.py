@@ -1,6 +1,7 @@
-"""Evaluates the checkpoints of a model on labelled shards.
+"""Evaluates the checkpoints of a model, or several models as an ensemble, on labelled shards.
 
 python cats_vs_dogs/eval.py --eval_data_pattern='shards/validation-*' --train_dir=/tmp/cvd_model --run_once
+python cats_vs_dogs/eval.py --eval_data_pattern='shards/validation-*' --train_dir=/tmp/a,/tmp/b --run_once
 """
 
 import os
@@ -14,7 +15,7 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -37,7 +38,9 @@ def define_flags() -> None:
     define_path(
         "train_dir",
         utils.default_train_dir(),
-        "The folder of the model. Summaries and metrics go to its folder eval.",
+        "The folder of the model. Summaries and metrics go to its folder eval. Several folders, with commas between "
+        "them or as a pattern: an ensemble, the mean of the models' probabilities. Its summaries and metrics go to "
+        "eval/ensemble-<number> in the first folder.",
         module_name="model",
     )
     flags.DEFINE_string(
@@ -117,12 +120,12 @@ def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
 
 
 def open_data(
-    train_dir: str, pattern: str, reader: "readers.BaseReader", bad_examples_flag: str
+    train_dirs: Sequence[str], pattern: str, reader: "readers.BaseReader", bad_examples_flag: str
 ) -> tuple["readers.Shards", dict[str, Any]]:
     """Opens what to evaluate on.
 
     Args:
-        train_dir: the model, which knows the data to use by default.
+        train_dirs: the models, which know the data to use by default.
         pattern: file glob; "": the default.
         reader: how to read a record.
         bad_examples_flag: "fail" or "skip".
@@ -133,42 +136,69 @@ def open_data(
     from cats_vs_dogs import bad_examples, trained_data
 
     flag = "eval_data_pattern"
-    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "validation", flag)
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dirs, "validation", flag)
     shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
-    trained_on = trained_data.count_known(train_dir, shards, flag)
+    trained_on = trained_data.count_known(train_dirs, shards, flag)
     return shards, {flag: ",".join(map(files.absolute_path, patterns)), "trained_on": trained_on}
+
+
+def check_ensemble_flags(train_dirs: Sequence[str], run_once: bool, model: str | None, label_loss: str | None) -> None:
+    """Checks the flags that several models do not take.
+
+    Raises:
+        UserError: if one of them is wrong.
+    """
+    if len(train_dirs) == 1:
+        return
+    what = f"--train_dir names {len(train_dirs)} models"
+    for flag, value in (("model", model), ("label_loss", label_loss)):
+        if value is not None:
+            raise utils.UserError(f"--{flag}={value}: {what}, and each knows its own; leave the flag out")
+    if not run_once:
+        raise utils.UserError(
+            f"{what}, which are evaluated once, without waiting for further checkpoints; add --run_once"
+        )
 
 
 def main() -> None:
     """Evaluates what the flags name."""
-    train_dir, run_once, batch_size = FLAGS.train_dir, FLAGS.run_once, FLAGS.batch_size
+    run_once, batch_size = FLAGS.run_once, FLAGS.batch_size
     mistakes_file, flip_average, bad_examples_flag = FLAGS.mistakes_file, FLAGS.flip_average, FLAGS.bad_examples
     eval_data_pattern, expected = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss)
-    config.require_model(train_dir)
+    train_dirs = config.find_models(FLAGS.train_dir)
+    check_ensemble_flags(train_dirs, run_once, *expected)
     utils.import_tensorflow()
     user_files.import_all()
     import tensorflow as tf
 
-    from cats_vs_dogs import advice, bad_examples, checkpoints, distribution, metrics_log, readers
-    from cats_vs_dogs import train_dir as train_dirs
-    from cats_vs_dogs.classifier import Classifier
+    from cats_vs_dogs import (
+        advice,
+        bad_examples,
+        checkpoints,
+        distribution,
+        ensemble,
+        metrics_log,
+        readers,
+        train_dir,
+    )
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
     from cats_vs_dogs.event_files import EventFile
-    from cats_vs_dogs.open_reader import open_reader
     from cats_vs_dogs.prediction import Predictor
 
     logging.info("tensorflow version: %s", tf.__version__)
-    spec = train_dirs.load_spec(train_dir)
-    train_dirs.check_expected(train_dir, spec, *expected)
+    specs = ensemble.load_specs(train_dirs)
+    train_dir.check_expected(train_dirs[0], specs[0], *expected)
     if run_once:
-        checkpoints.require_checkpoint(train_dir)  # Before the data is read.
+        for one in train_dirs:
+            checkpoints.require_checkpoint(one)  # Before the data is read.
     if mistakes_file:
         files.check_output_file(mistakes_file, "mistakes_file")
 
-    eval_dir = train_dirs.eval_dir(train_dir)
+    is_ensemble = len(train_dirs) > 1
+    eval_dir = train_dir.ensemble_dir(train_dirs) if is_ensemble else train_dir.eval_dir(train_dirs[0])
     files.make_output_folder(eval_dir, "train_dir")
-    reader = open_reader(True, spec.image_size, spec.resize_method)
-    shards, about_data = open_data(train_dir, eval_data_pattern, reader, bad_examples_flag)
+    reader = ensemble.open_reader_for(specs, is_labelled=True)
+    shards, about_data = open_data(train_dirs, eval_data_pattern, reader, bad_examples_flag)
     files.check_not_input(mistakes_file, "mistakes_file", shards.files)
     bad_examples.write_bad_examples(shards, os.path.join(eval_dir, "bad_examples.csv"))
     batches = readers.make_dataset(reader, shards, batch_size)
@@ -176,30 +206,34 @@ def main() -> None:
     logging.info("number of evaluation files: %d", len(shards.files))
 
     cluster = distribution.local_devices()
-    with cluster.strategy.scope():
-        classifier = Classifier(spec, flip_average=flip_average)
+    classifiers = ensemble.build(specs, cluster, flip_average)
     rows, events = metrics_log.MetricsFile(eval_dir), EventFile(eval_dir)
     rows.rewind()
     explain_errors = functools.partial(bad_examples.explain_read_errors, reader, shards)
-    predictor = Predictor(classifier, cluster, batches, shards.num_examples)
+    predictor = Predictor(classifiers, cluster, batches, shards.num_examples)
     evaluator = Evaluator(predictor, flip_average, shows_batches=True, explain_errors=explain_errors)
     logging.info("built evaluation graph")
-    has_graph = False
-    for step in new_checkpoints(classifier, train_dir):
+    if is_ensemble:
+        logging.info("an ensemble of %d models; its summaries and metrics go to %s", len(train_dirs), eval_dir)
+    members = ensemble.restore(classifiers, train_dirs) if is_ensemble else []
+    # The step of an ensemble is the largest of its models.
+    steps = [max(one["step"] for one in members)] if members else new_checkpoints(classifiers[0], train_dirs[0])
+    has_graph = is_ensemble  # TensorBoard shows the graph of one model.
+    for step in steps:
         logging.info("enter eval_once loop global_step_val = %s. ", step)
         if not events.exists():  # A train.py --start_new_model deleted it.
-            events, has_graph = EventFile(eval_dir), False
+            events, has_graph = EventFile(eval_dir), is_ensemble
         with files.explain_write_errors(eval_dir, "train_dir"):
             if not has_graph:
                 events.graph(predictor.graph, step)
                 has_graph = True
-            evaluation = evaluator.evaluate(step, events)
+            evaluation = evaluator.evaluate(step, events, members=members)
             evaluation.write_pictures(events)
             events.flush()
             metrics = evaluation.metrics | about_data
             rows.add("evaluation", metrics)
             rows.flush()
-        train_dirs.write_metrics(eval_dir, step, metrics)
+        train_dir.write_metrics(eval_dir, step, metrics)
         if mistakes_file:
             write_mistakes(mistakes_file, evaluation.mistakes)
         for line in evaluation.table():
@@ -207,7 +241,7 @@ def main() -> None:
         if about_data["trained_on"]:
             logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:
-            advice.log_recipes(metrics, train_dir)
+            advice.log_recipes(metrics, train_dirs[0])
             return
 
 

@@ -244,26 +244,27 @@ class EvaluationMetrics:
         self.clear()
 
     def accumulate(
-        self, predictions: np.ndarray, labels: np.ndarray, loss: float, ids: np.ndarray | None = None
+        self, predictions: np.ndarray, labels: np.ndarray, loss: float | None, ids: np.ndarray | None = None
     ) -> dict[str, float]:
         """Adds a batch.
 
         Args:
             predictions: [batch, 1], probability of a dog.
             labels: [batch, 1], 1 = dog.
-            loss: the mean loss of the batch.
+            loss: the mean loss of the batch; None for all batches: no loss is known.
             ids: [batch], bytes; only `mistakes` needs them.
 
         Returns:
-            "hit_at_one", "perr" and "loss" of this batch.
+            "hit_at_one", "perr" and, if it is known, "loss" of this batch.
         """
         batch_size = labels.shape[0]
         both_predictions, both_labels = as_two_columns(predictions), as_two_columns(labels)
         batch = {
             "hit_at_one": calculate_hit_at_one(predictions, labels),
             "perr": calculate_precision_at_equal_recall_rate(both_predictions, both_labels),
-            "loss": float(np.mean(loss)),
         }
+        if loss is not None:
+            batch["loss"] = float(np.mean(loss))
         top_predictions, top_labels, num_positives = top_k_by_class(both_predictions, both_labels, self._top_k)
         self._map_calculator.accumulate(top_predictions, top_labels, num_positives)
         self._gap_calculator.accumulate(np.concatenate(top_predictions), np.concatenate(top_labels), sum(num_positives))
@@ -273,15 +274,16 @@ class EvaluationMetrics:
             self._ids.append(ids)
         self.num_examples += batch_size
         for key, value in batch.items():
-            self._sums[key] += value * batch_size
+            self._sums[key] = self._sums.get(key, 0.0) + value * batch_size
         return batch
 
     def get(self) -> dict:
         """Returns the metrics of everything accumulated.
 
         Returns:
-            "num_examples"; "avg_hit_at_one", "avg_perr" and "avg_loss", means over examples; "aps", the average
-            precision of cats and of dogs, and "map", the mean of the two; "gap", "log_loss", "roc_auc" and "ece";
+            "num_examples"; "avg_hit_at_one", "avg_perr" and, if it is known, "avg_loss", means over examples; "aps",
+            the average precision of cats and of dogs, and "map", the mean of the two; "gap", "log_loss", "roc_auc" and
+            "ece";
             "confusion", see `calculate_confusion`; "precision", "recall" and "f1", each a dict with "cat" and "dog".
 
         Raises:
@@ -326,5 +328,5 @@ class EvaluationMetrics:
         self._probabilities: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
-        self._sums = {"hit_at_one": 0.0, "perr": 0.0, "loss": 0.0}
+        self._sums: dict[str, float] = {}
         self.num_examples = 0

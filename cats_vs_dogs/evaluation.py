@@ -18,6 +18,13 @@ from cats_vs_dogs.prediction import Predictor
 _TOP_K = 2
 _NUM_WORST = 10  # Mistakes that the table shows.
 _NUM_IN_HISTOGRAM = 64  # Pictures whose pixels the histogram counts, so that it costs less than a batch.
+# What tables show, and its key in the metrics.
+_NAMES = {
+    "accuracy": "avg_hit_at_one",
+    "log loss": "log_loss",
+    "ROC AUC": "roc_auc",
+    "expected calibration error": "ece",
+}
 
 # A mistake: its id, its label (1 = dog), its probability of a dog.
 Mistake = tuple[bytes, int, float]
@@ -27,7 +34,8 @@ class Evaluation:
     """The result of one pass over the examples.
 
     Attributes:
-        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns.
+        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns. Of an ensemble also "members": what
+            was said about each model, with its "avg_hit_at_one", "log_loss", "roc_auc" and "ece".
         mistakes: all of them, the most confident first.
     """
 
@@ -38,8 +46,11 @@ class Evaluation:
         accumulated: eval_util.EvaluationMetrics,
         photos: Photos,
         first_images: np.ndarray,
+        members: Sequence[dict[str, Any]] = (),
     ):
         self.metrics = {"step": step, **accumulated.get(), "flip_average": flip_average}
+        if members:
+            self.metrics["members"] = list(members)
         self.mistakes: list[Mistake] = accumulated.mistakes()
         self._examples = accumulated.examples()
         self._photos = photos
@@ -88,7 +99,11 @@ class Evaluator:
         self._shows_batches = shows_batches
 
     def evaluate(
-        self, step: int, events: EventFile, should_stop: Callable[[], bool] = lambda: False
+        self,
+        step: int,
+        events: EventFile,
+        should_stop: Callable[[], bool] = lambda: False,
+        members: Sequence[dict[str, Any]] = (),
     ) -> Evaluation | None:
         """Evaluates the present weights.
 
@@ -96,6 +111,8 @@ class Evaluator:
             step: the step of the weights.
             events: where the summaries of batches go.
             should_stop: asked after each batch; once it returns True, the evaluation is given up.
+            members: of an ensemble, what the metrics shall say about each model, such as its "train_dir"; () for one
+                model.
 
         Returns:
             The result; None if it was given up.
@@ -104,7 +121,7 @@ class Evaluator:
             UserError: if the loss's probability() returns values that are not probabilities.
         """
         accumulated, photos = eval_util.EvaluationMetrics(NUM_CLASSES, _TOP_K), Photos()
-        first_images = None
+        first_images, by_model = None, []
         clock = time.monotonic()
         total = self._predictor.num_examples
         shown = terminal.progress_bar(total, " pictures", "evaluating", self._shows_batches)
@@ -115,6 +132,8 @@ class Evaluator:
                 if first_images is None:
                     first_images = batch.images[:_NUM_IN_HISTOGRAM].numpy()
                 row = accumulated.accumulate(batch.probabilities, batch.labels, batch.loss, batch.ids)
+                if members:
+                    by_model.append(batch.by_model)
                 photos.add(batch.ids, batch.images, batch.labels, batch.probabilities)
                 clock, seconds = time.monotonic(), time.monotonic() - clock
                 if self._shows_batches:
@@ -124,9 +143,22 @@ class Evaluator:
                         metrics_log.log_batch({"step": step, "num_examples": accumulated.num_examples, **row})
         if self._shows_batches:
             logging.info("Done with batched inference. Now calculating global performance metrics.")
-        evaluation = Evaluation(step, self._flip_average, accumulated, photos, first_images)
+        if members:
+            scores = [_scores(one, accumulated.examples()[1]) for one in np.concatenate(by_model, axis=1)]
+            members = [{**member, **its_scores} for member, its_scores in zip(members, scores, strict=True)]
+        evaluation = Evaluation(step, self._flip_average, accumulated, photos, first_images, members)
         evaluation.write_scalars(events)
         return evaluation
+
+
+def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Returns the metrics in _NAMES of probabilities of a dog, [n, 1]."""
+    return {
+        "avg_hit_at_one": eval_util.calculate_hit_at_one(probabilities, labels),
+        "log_loss": eval_util.calculate_log_loss(probabilities, labels),
+        "roc_auc": eval_util.calculate_roc_auc(probabilities, labels),
+        "ece": eval_util.calculate_ece(probabilities, labels),
+    }
 
 
 def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
@@ -136,18 +168,16 @@ def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
         metrics: see `Evaluation.metrics`.
         mistakes: all of them, the most confident first.
     """
-    names = (
-        ("accuracy", "avg_hit_at_one"),
-        ("log loss", "log_loss"),
-        ("ROC AUC", "roc_auc"),
-        ("expected calibration error", "ece"),
-    )
     classes = [["", "precision", "recall", "F1", "examples", *(f"called {name}" for name in CLASS_NAMES)]]
     for animal in CLASS_NAMES:
         counts = [metrics["confusion"][f"{animal}s_as_{called}s"] for called in CLASS_NAMES]
         scores = [f"{metrics[name][animal]:.4f}" for name in ("precision", "recall", "f1")]
         classes.append([animal, *scores, *map(str, (sum(counts), *counts))])
-    lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in names])
+    lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in _NAMES.items()])
+    if "members" in metrics:
+        rows = [(member["train_dir"], member) for member in metrics["members"]] + [("mean of all", metrics)]
+        scores = [[name, *(f"{figures[key]:.4f}" for key in _NAMES.values())] for name, figures in rows]
+        lines += ["", *terminal.table([["model", *_NAMES], *scores])]
     lines += ["", *terminal.table(classes)]
     if mistakes:
         worst = [["id", "label", "probability of dog"]]

@@ -179,6 +179,11 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
     return {os.path.dirname(path) for path in _glob_remote(f"{pattern}/*")}  # One listing, not a request for each.
 
 
+def real_path(path: str) -> str:
+    """Returns a text that all names of the same file or folder share, as far as one can see."""
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
 def absolute_path(path: str) -> str:
     """Returns a path or pattern that means the same in any working directory; "" stays empty."""
     return path if not path or is_remote(path) else os.path.join(os.getcwd(), path)

@@ -3,6 +3,7 @@
 python cats_vs_dogs/inference.py --input_data_pattern='shards/test-*' --output_file=predictions.csv
 python cats_vs_dogs/inference.py --input_data_pattern='photos/*.jpg' --output_file=predictions.csv
 python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --output_file=predictions.csv
+python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --train_dir=/tmp/a,/tmp/b --output_file=both.csv
 """
 
 import os
@@ -38,7 +39,13 @@ _NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    define_path("train_dir", utils.default_train_dir(), "The folder of the model.", module_name="model")
+    define_path(
+        "train_dir",
+        utils.default_train_dir(),
+        "The folder of the model. Several folders, with commas between them or as a pattern: an ensemble, the mean of "
+        "the models' probabilities.",
+        module_name="model",
+    )
     flags.DEFINE_bool(
         "flip_average",
         False,
@@ -66,7 +73,7 @@ def define_flags() -> None:
     define_path(
         "output_file",
         "",
-        "The CSV file for the predictions. Empty: predictions.csv in train_dir.",
+        "The CSV file for the predictions. Empty: predictions.csv in train_dir. Several models need it.",
         module_name="output",
     )
     submission.define_flags()
@@ -222,36 +229,38 @@ def are_pictures(paths: Sequence[str]) -> bool:
 
 def main() -> None:
     """Predicts what the flags name."""
-    train_dir, pattern, output_file = FLAGS.train_dir, FLAGS.input_data_pattern, FLAGS.output_file
+    pattern, output_file = FLAGS.input_data_pattern, FLAGS.output_file
     submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
-    config.require_model(train_dir)
+    train_dirs = config.find_models(FLAGS.train_dir)
+    if len(train_dirs) > 1 and not output_file:
+        raise utils.UserError(
+            f"--output_file: not given, and --train_dir names {len(train_dirs)} models; name the CSV file, such as "
+            "--output_file=predictions.csv"
+        )
     utils.import_tensorflow()
     user_files.import_all()
-    from cats_vs_dogs import bad_examples, checkpoints, distribution, trained_data
-    from cats_vs_dogs import train_dir as train_dirs
-    from cats_vs_dogs.classifier import Classifier
-    from cats_vs_dogs.open_reader import open_reader
+    from cats_vs_dogs import bad_examples, checkpoints, distribution, ensemble, trained_data
     from cats_vs_dogs.prediction import Predictor
 
-    spec = train_dirs.load_spec(train_dir)
-    checkpoints.require_checkpoint(train_dir)  # Before the data is read.
-    patterns = [pattern] if pattern else trained_data.default_patterns(train_dir, "test", _FLAG)
-    output_file = output_file or os.path.join(train_dir, "predictions.csv")
-    reader = open_reader(False, spec.image_size, spec.resize_method)
+    specs = ensemble.load_specs(train_dirs)
+    for one in train_dirs:
+        checkpoints.require_checkpoint(one)  # Before the data is read.
+    patterns = [pattern] if pattern else trained_data.default_patterns(train_dirs, "test", _FLAG)
+    output_file = output_file or os.path.join(train_dirs[0], "predictions.csv")
+    reader = ensemble.open_reader_for(specs, is_labelled=False)
     with (
         files.atomic_write(output_file, "output_file") as output,
         open_input(patterns, reader, bad_examples_flag, submission_format, batch_size) as data,
     ):
         files.check_not_input(output_file, "output_file", [*patterns, *data.shards.files])
         cluster = distribution.local_devices()
-        with cluster.strategy.scope():
-            classifier = Classifier(spec, flip_average=flip_average)
-        logging.info("restoring variables from %s", checkpoints.restore_newest(classifier, train_dir))
+        classifiers = ensemble.build(specs, cluster, flip_average)
+        ensemble.restore(classifiers, train_dirs)
         bad_path = f"{output_file}.bad_examples.csv"
         bad_examples.write_bad_examples(data.shards, bad_path)
         with data.errors:
-            predictor = Predictor(classifier, cluster, data.batches, data.shards.num_examples)
+            predictor = Predictor(classifiers, cluster, data.batches, data.shards.num_examples)
             writer = submission.Writer(output, output_column, submission_format)
             first = predict(predictor, writer, bad_examples.make_id_check(data.shards, submission_format))
     if data.has_pictures and sys.stdout.isatty():

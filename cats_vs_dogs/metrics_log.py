@@ -65,11 +65,11 @@ def write_scalars(events: EventFile, step: int, row: Mapping[str, Any], tags: Ma
     Args:
         events: where to write.
         step: the training step.
-        row: figures by name.
+        row: figures by name; an ensemble's has no loss.
         tags: the tags of each figure, such as TRAINING_TAGS.
     """
     for name, its_tags in tags.items():
-        for tag in its_tags:
+        for tag in its_tags if name in row else ():
             events.scalar(tag, row[name], step)
 
 
@@ -88,7 +88,7 @@ def log_training_step(row: Mapping[str, Any], last_epoch: int, total_steps: int,
 
 def log_batch(row: Mapping[str, Any]) -> None:
     """Logs the line of an evaluated batch: its figures, "step", and "num_examples", the number of examples so far."""
-    logging.info("%s", _BATCH_LINE.format(**row))
+    logging.info("%s", _fill(_BATCH_LINE, row))
 
 
 def record_evaluation(events: EventFile, metrics: Mapping[str, Any]) -> None:
@@ -100,10 +100,17 @@ def record_evaluation(events: EventFile, metrics: Mapping[str, Any]) -> None:
     """
     step, confusion = metrics["step"], metrics["confusion"]
     for line in _EVALUATION_LINES:
-        logging.info("%s", line.format(**metrics, **confusion))
+        logging.info("%s", _fill(line, {**metrics, **confusion}))
     write_scalars(events, step, metrics, EVALUATION_TAGS)
     for name, count in confusion.items():
         events.scalar(f"Confusion/{name}", count, step)
+
+
+def _fill(line: str, row: Mapping[str, Any]) -> str:
+    """Returns a log line with the figures of a row; without its part about the loss if the row has none."""
+    if not {"loss", "avg_loss"} & row.keys():
+        line = " | ".join(part for part in line.split(" | ") if "Loss: {" not in part)
+    return line.format(**row)
 
 
 class MetricsFile:

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -73,6 +74,37 @@ def expand_path(text: str) -> str:
         reason = f"this machine has no user {user}" if user else "the home folder is not known"
         raise ValueError(f"{reason}; write ./{text} for a folder of that name, or the whole path")
     return _as_on_disk(expanded)
+
+
+def split_paths(text: str) -> list[str]:
+    """Returns the paths in a list such as "/tmp/a, ~/b", each as `expand_path` returns it.
+
+    A comma belongs to a name if there is a folder of that name. It also does after gs://, where looking is not cheap,
+    unless a path or an address comes next.
+
+    Args:
+        text: the list, as typed; perhaps one path.
+
+    Raises:
+        ValueError: if one of several paths is empty or cannot be what the user means.
+    """
+    parts, paths = text.split(","), []
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _is_one_path(parts[:n])), 1)
+        path = expand_path(",".join(parts[:count]).strip())
+        if not path and text:
+            raise ValueError("has an empty name before, after or between its commas; write the folders as in a,b")
+        paths.append(path)
+        del parts[:count]
+    return paths
+
+
+def _is_one_path(parts: Sequence[str]) -> bool:
+    """Whether the parts of a list, with the commas between them, are one path."""
+    path = ",".join(parts).strip()
+    if path.startswith("gs://"):
+        return not any(re.match(r"\s*($|gs://|/|~|\.\.?/)", part) for part in parts[1:])
+    return os.path.isdir(os.path.expanduser(path))
 
 
 def _as_on_disk(path: str) -> str:

@@ -1,7 +1,8 @@
 """The one loop that predicts: evaluation, evaluation while training, and inference run it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,19 +16,22 @@ from cats_vs_dogs.picture_files import PictureBatches
 
 @dataclasses.dataclass(frozen=True)
 class PredictedBatch:
-    """A batch and what the model says about it.
+    """A batch and what one model says about it, or several as an ensemble.
 
     Attributes:
         ids: bytes [batch].
-        images: what the reader returned for the pictures.
-        probabilities: float32 [batch, 1], probability of a dog, in [0, 1].
+        images: what the reader returned for the pictures; of several models, the largest ones.
+        probabilities: float32 [batch, 1], probability of a dog, in [0, 1]; of several models, the mean of theirs.
+        by_model: float32 [models, batch, 1], the probabilities of each model.
         labels: int32 [batch, 1], 1 = dog; None if the examples are unlabelled.
-        loss: the mean label loss of the batch; None if the examples are unlabelled.
+        loss: the mean label loss of the batch; None if the examples are unlabelled, or there are several models: a
+            label loss is that of one model's predictions, and each model may have another.
     """
 
     ids: np.ndarray
     images: tf.Tensor
     probabilities: np.ndarray
+    by_model: np.ndarray
     labels: np.ndarray | None = None
     loss: float | None = None
 
@@ -36,36 +40,40 @@ class Predictor:
     """Predicts the same dataset again and again, while the weights of the model may change.
 
     Args:
-        classifier: the model, built in the scope of the cluster's strategy.
+        classifiers: the model, or several as an ensemble; built in the scope of the cluster's strategy.
         cluster: the devices to predict on.
-        batches: ids, images and, for labelled examples, labels.
+        batches: ids, images and, for labelled examples, labels. For several models, images are a tuple with those of
+            each, see `readers.ReaderForModels`.
         num_examples: number of examples, for the progress bar. None: unknown.
-        features: those of the examples, float32 [n, ...]: the model is only run from them on. None: on the pictures.
+        features: those of the examples, float32 [n, ...]: one model is run from them on. None: on the pictures.
 
     Attributes:
-        graph: the TensorFlow graph that predicts a batch.
+        graph: the TensorFlow graph with which the first model predicts a batch.
     """
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifiers: Classifier | Sequence[Classifier],
         cluster: Cluster,
         batches: tf.data.Dataset | PictureBatches,
         num_examples: int | None = None,
         features: tf.Tensor | None = None,
     ):
         self.num_examples = num_examples
-        self._classifier = classifier
+        self._classifiers = [classifiers] if isinstance(classifiers, Classifier) else list(classifiers)
         self._batches = batches
         self._features = features
-        spec = batches.element_spec[1:]
-        function = classifier.evaluate_batch if len(spec) > 1 else classifier.probability
-        if features is not None:
-            spec, function = (tf.TensorSpec([None, *features.shape[1:]]), *spec[1:]), classifier.evaluate_features
-        predict = tf.function(function, input_signature=spec)
-        # Builds the graph now, so that the first batch is not slower.
-        self.graph = predict.get_concrete_function().graph
-        self._predict = cluster.on_all_devices(predict)
+        _, images, *labels = batches.element_spec
+        self._predict, graphs = [], []
+        for classifier, its_images in zip(self._classifiers, _by_model(images), strict=True):
+            function = classifier.evaluate_batch if labels else classifier.probability
+            if features is not None:
+                its_images, function = tf.TensorSpec([None, *features.shape[1:]]), classifier.evaluate_features
+            predict = tf.function(function, input_signature=[its_images, *labels])
+            # Builds the graph now, so that the first batch is not slower.
+            graphs.append(predict.get_concrete_function().graph)
+            self._predict.append(cluster.on_all_devices(predict))
+        self.graph = graphs[0]
 
     def run(self, progress: tqdm) -> Iterator[PredictedBatch]:
         """Yields the batches in order, predicted with the present weights.
@@ -74,19 +82,33 @@ class Predictor:
             progress: a progress bar, updated after each batch.
 
         Raises:
-            UserError: if the loss's probability() returns values that are not probabilities.
+            UserError: if a loss's probability() returns values that are not probabilities.
         """
         num_done = 0
         for ids, images, *labels in self._batches:
-            inputs = images if self._features is None else self._features[num_done : num_done + len(ids)]
-            outputs = self._predict(inputs, *labels)
-            parts = [output[0] if labels else output for output in outputs]
-            probabilities = np.concatenate([part.numpy() for part in parts])
-            eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
-            progress.update(len(probabilities))
-            num_done += len(probabilities)
-            if not labels:
-                yield PredictedBatch(ids.numpy(), images, probabilities)
-                continue
-            loss = sum(len(part) * float(loss) for part, loss in outputs) / len(probabilities)
-            yield PredictedBatch(ids.numpy(), images, probabilities, labels[0].numpy(), loss)
+            all_images, by_model, losses = _by_model(images), [], []
+            inputs = all_images if self._features is None else [self._features[num_done : num_done + len(ids)]]
+            for classifier, predict, its_inputs in zip(self._classifiers, self._predict, inputs, strict=True):
+                outputs = predict(its_inputs, *labels)
+                parts = [output[0] if labels else output for output in outputs]
+                by_model.append(np.concatenate([part.numpy() for part in parts]))
+                eval_util.check_probabilities(by_model[-1], classifier.spec.label_loss)
+                if labels:
+                    losses.append(sum(len(part) * float(loss) for part, loss in outputs) / len(by_model[-1]))
+            probabilities = by_model[0] if len(by_model) == 1 else np.mean(by_model, axis=0, dtype=np.float64)
+            largest = max(all_images, key=lambda one: one.shape[1])
+            progress.update(len(ids))
+            num_done += len(ids)
+            yield PredictedBatch(
+                ids.numpy(),
+                largest,
+                probabilities.astype(np.float32, copy=False),
+                np.stack(by_model),
+                labels[0].numpy() if labels else None,
+                losses[0] if len(losses) == 1 else None,
+            )
+
+
+def _by_model(images: Any) -> tuple[Any, ...]:
+    """Returns the images of each model, or what is known of them."""
+    return images if isinstance(images, tuple) else (images,)

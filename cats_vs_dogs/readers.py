@@ -148,6 +148,25 @@ class CatsVsDogsFeatureReader(CatsVsDogsTestFeatureReader):
         return {**super()._feature_map(), tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64)}
 
 
+class ReaderForModels(BaseReader):
+    """Reads each record once, for several models that may take pictures of different sizes.
+
+    Args:
+        readers: one for each kind of pictures.
+        kinds: for each model, the number of its reader in `readers`.
+    """
+
+    def __init__(self, readers: Sequence[BaseReader], kinds: Sequence[int]):
+        self.readers = readers
+        self._kinds = kinds
+
+    def prepare_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """See `BaseReader`. Instead of images it returns a tuple with the images of each model, perhaps uint8."""
+        read = [prepare_function(reader)(serialized_examples) for reader in self.readers]
+        ids, _, *labels = read[0]
+        return ids, tuple(read[kind][1] for kind in self._kinds), *labels
+
+
 def get_reader(is_labelled: bool, image_size: int, resize_method: str) -> BaseReader:
     """Returns the reader that all scripts use. To use a reader of your own, return it here, whatever `is_labelled` is.
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -37,6 +38,7 @@ _ENTRIES = (
     _Entry(r"eval/events\.out\.tfevents\..*\.train", "train", "cut after the checkpoint's last evaluation"),
     _Entry(r"eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
     _Entry(r"eval/(metrics-\d+\.json|bad_examples\.csv)", "eval, train", "kept"),
+    _Entry(r"eval/ensemble-[0-9a-f]{8}", "eval", "kept"),
     _Entry(r"export/step_\d+", "export_model, train", "kept"),
     _Entry(r"predictions\.csv(\.bad_examples\.csv)?", "inference", "kept"),
     _Entry(r"(.*/)?\.write-test-\d+|.*\.\d+\.tmp.*", "all", "deleted if train.py wrote it"),
@@ -54,6 +56,12 @@ _FIXED = {field.name for field in dataclasses.fields(ModelSpec)} - {"seed"}
 def eval_dir(train_dir: str) -> str:
     """Returns the folder of evaluations."""
     return os.path.join(train_dir, "eval")
+
+
+def ensemble_dir(train_dirs: Sequence[str]) -> str:
+    """Returns the folder of evaluations of several models together: in that of the first one, the same in any order."""
+    number = zlib.crc32("\n".join(sorted(map(files.real_path, train_dirs))).encode())
+    return os.path.join(eval_dir(train_dirs[0]), f"ensemble-{number:08x}")
 
 
 def best_dir(train_dir: str) -> str:

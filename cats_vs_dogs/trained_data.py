@@ -30,20 +30,36 @@ def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
 # ---- The data to use if no flag names any.
 
 
-def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
-    """Returns the file patterns of the data that belong to a model, and logs which and why.
+def default_patterns(model_dirs: Sequence[str], split: str, flag: str) -> list[str]:
+    """Returns the file patterns of the data that belong to models, and logs which and why.
 
     They are the data that training evaluated on (for "validation"), else the shards of the split beside the training
     shards; for a model of the sample set those of the sample set.
 
     Args:
-        model_dir: the train_dir, or the folder `best` in one.
+        model_dirs: the train_dir of each model, or the folder `best` in one.
         split: "validation" or "test".
         flag: the flag that was not given, for messages.
 
     Raises:
-        UserError: if it is not known what the model was trained on, or there are no such shards.
+        UserError: if it is not known what a model was trained on, there are no such shards, or the models have
+            different ones.
     """
+    first, *others = model_dirs
+    patterns, said = _find_patterns(first, split, flag)
+    for other in others:
+        other_patterns, _ = _find_patterns(other, split, flag)
+        if _real_paths(other_patterns, flag) != _real_paths(patterns, flag):
+            raise UserError(
+                f"--{flag}: not given, and the models have different data: {first} has {' and '.join(patterns)}, "
+                f"{other} has {' and '.join(other_patterns)}; give the shards with --{flag}='.../{split}-*'"
+            )
+    logging.info("%s", said)
+    return patterns
+
+
+def _find_patterns(model_dir: str, split: str, flag: str) -> tuple[list[str], str]:
+    """Returns the patterns that belong to one model, and the line to log; see `default_patterns`."""
     folder, run = find_run(model_dir)
     advice = f"give the shards with --{flag}='.../{split}-*'"
     if not run:
@@ -54,8 +70,7 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
     evaluated = run["flags"].get("eval_data_pattern") if split == "validation" else ""
     if not evaluated and not run["flags"].get("train_data_pattern"):
         pattern = sample_data.pattern(split)
-        logging.info("No --%s given: using the kit's own sample set, which the model knows: %s", flag, pattern)
-        return [pattern]
+        return [pattern], f"No --{flag} given: using the kit's own sample set, which the model knows: {pattern}"
     if evaluated:
         looked_for, why = [evaluated], "which train.py evaluated on"
     else:
@@ -71,8 +86,7 @@ def default_patterns(model_dir: str, split: str, flag: str) -> list[str]:
             f"--{flag}: not given, and no file matches {' or '.join(looked_for)}{where} ({why}, says "
             f"{os.path.join(folder, 'run.json')}); {advice}"
         )
-    logging.info("No --%s given: using %s, %s.", flag, " and ".join(found), why)
-    return found
+    return found, f"No --{flag} given: using {' and '.join(found)}, {why}."
 
 
 def _matches(pattern: str) -> bool:
@@ -145,33 +159,54 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
     Returns:
         How many; None if that is not known.
     """
+    return _count(_find_trained_on(shards, keys, trained_paths, flag))
+
+
+def count_known(model_dirs: Sequence[str], shards: Shards, flag: str) -> int | None:
+    """Does the same as `count_trained_on` with what train_dirs, or those of folders `best`, say of their training.
+
+    Of several models, an example counts if any of them was trained on it; the warnings name the model.
+    """
+    found = []
+    for model_dir in model_dirs:
+        folder, run = model_dir, {}
+        with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being evaluated.
+            folder, run = find_run(model_dir)
+        by_whom = f" by the model in {model_dir}" if len(model_dirs) > 1 else ""
+        found.append(_find_trained_on(shards, load_keys(folder), list(run.get("shards", {})), flag, by_whom))
+    known = [rows for rows in found if rows is not None]
+    count = _count(np.any(known, axis=0)) if known else None
+    return count if count or len(known) == len(found) else None
+
+
+def _count(rows: np.ndarray | None) -> int | None:
+    return None if rows is None else int(np.count_nonzero(rows))
+
+
+def _find_trained_on(
+    shards: Shards, keys: np.ndarray | None, trained_paths: Sequence[str], flag: str, by_whom: str = ""
+) -> np.ndarray | None:
+    """Returns which examples the model was trained on, bool [n], and warns of them; see `count_trained_on`."""
     own_keys = shards.index.keys() if shards.index else None
     if keys is not None and own_keys is not None:
-        is_shared = np.any(np.isin(own_keys, keys) & (own_keys != 0), axis=1)
-        count = int(np.count_nonzero(is_shared))
-        first = next((example.id for example, shared in zip(shards.index, is_shared, strict=True) if shared), "")
+        rows = np.any(np.isin(own_keys, keys) & (own_keys != 0), axis=1)
+        first = next((example.id for example, shared in zip(shards.index, rows, strict=True) if shared), "")
         what = f"such as {first}" if first else "by their pictures"
     else:
-        trained = set(map(_real_path, trained_paths))
-        shared = [path for path in shards.files if _real_path(path) in trained]
-        count = sum(shards.records[path] - len(shards.bad.get(path, ())) for path in shared) or None
-        what = f"all of {shared[0]}" if shared else ""
-    if count:
+        trained = set(map(files.real_path, trained_paths))
+        shared = [files.real_path(path) in trained for path in shards.files]
+        rows = np.repeat(shared, np.diff(shards.offsets))
+        if not rows.any():
+            return None
+        what = f"all of {shards.files[shared.index(True)]}"
+    if rows.any():
         logging.warning(
-            "%d of the %d examples of --%s were trained on (the same picture or id), %s; the metrics do not show how "
+            "%d of the %d examples of --%s were trained on%s (the same picture or id), %s; the metrics do not show how "
             "the model does on new pictures; evaluate on shards that were not trained on",
-            *(count, shards.num_examples, flag, what),
+            *(np.count_nonzero(rows), shards.num_examples, flag, by_whom, what),
         )
-    return count
+    return rows
 
 
-def count_known(model_dir: str, shards: Shards, flag: str) -> int | None:
-    """Does the same as `count_trained_on` with what a train_dir, or that of a folder `best`, says of its training."""
-    folder, run = model_dir, {}
-    with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being evaluated.
-        folder, run = find_run(model_dir)
-    return count_trained_on(shards, load_keys(folder), list(run.get("shards", {})), flag)
-
-
-def _real_path(path: str) -> str:
-    return path if files.is_remote(path) else os.path.realpath(path)
+def _real_paths(patterns: Sequence[str], flag: str) -> set[str]:
+    return {files.real_path(path) for pattern in patterns for path in files.list_files(pattern, flag)}

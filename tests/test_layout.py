@@ -25,6 +25,7 @@ FLOORS = [
     {"bad_examples"},
     {"batch_pipeline", "frozen_features", "prediction", "train_dir", "trainer"},
     {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
+    {"ensemble"},
     {
         "batch_predict",
         "convert_images_to_tfrecords",

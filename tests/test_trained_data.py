@@ -53,7 +53,7 @@ def defaults(caplog):
         caplog.clear()
         caplog.set_level("INFO", logger="absl")
         flag = {"validation": "eval_data_pattern", "test": "input_data_pattern"}[split]
-        return trained_data.default_patterns(train_dir, split, flag), caplog.messages[-1]
+        return trained_data.default_patterns([train_dir], split, flag), caplog.messages[-1]
 
     return find
 
