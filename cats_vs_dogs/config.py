@@ -345,7 +345,7 @@ def _define_data_flags() -> None:
         "auto",
         ["auto", "memory", "none"],
         "Whether decoded pictures stay in memory for the next epochs. auto: if they need at most a quarter of the free "
-        "memory. The order of examples is the same either way. The same holds for what frozen layers make of each picture.",
+        "memory. The order of examples is the same either way. What frozen layers make of pictures is kept likewise.",
         module_name="data",
     )
     flags.DEFINE_integer("num_readers", 8, "How many shards are read in turn.", lower_bound=1, module_name="data")
