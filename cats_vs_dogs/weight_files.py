@@ -23,6 +23,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from cats_vs_dogs import archives, pictures
 from cats_vs_dogs.utils import UserError
@@ -119,6 +120,10 @@ def load(name: str, network: keras.Model, path: str, where: str) -> None:
             values = [array[()] for _, array in pairs]
         except Exception as error:  # h5py raises many kinds.
             raise _damaged(where, error) from error
+    if not all(np.all(np.isfinite(value)) for value in values):
+        raise UserError(
+            f"{where}: holds weights that are infinite or no numbers; its training failed; give another file"
+        )
     for (variable, _), value in zip(pairs, values, strict=True):
         variable.assign(value)
 

@@ -183,6 +183,14 @@ def test_other_shapes(tmp_path):
         weight_files.load("Chain", chain(["a", "b"]), str(tmp_path / "a.keras"), WHERE)
 
 
+def test_weights_that_are_no_numbers(tmp_path):
+    source = chain(["a", "b"])
+    source.weights[0].assign(source.weights[0] * np.nan)
+    source.save(tmp_path / "a.keras")
+    with pytest.raises(UserError, match="holds weights that are infinite or no numbers"):
+        weight_files.load("Chain", chain(["a", "b"]), str(tmp_path / "a.keras"), WHERE)
+
+
 def test_numbers_and_order_that_contradict_each_other(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.attrs["layer_names"] = ["conv2d_8", "conv2d_7"]
