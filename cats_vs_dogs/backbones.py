@@ -205,8 +205,11 @@ def _read_file(name: str, backbone: keras.Model, path: str) -> None:
     where = f"--model_params: weights={path}"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-                raise UserError(f'{where}: no such file; give the path of a .h5 file, "imagenet", or null for none')
+            if tf.io.gfile.isdir(path):
+                raise UserError(f"{where}: {weight_files.describe_folder(_list_names(path))}")
+            if not tf.io.gfile.exists(path):
+                neighbors = _list_names(os.path.dirname(path) or ".")
+                raise UserError(f"{where}: {weight_files.describe_missing(path, neighbors)}")
             local_path = path
             if is_remote(path):
                 local_path = os.path.join(folder, os.path.basename(path))
@@ -214,3 +217,8 @@ def _read_file(name: str, backbone: keras.Model, path: str) -> None:
         except tf.errors.OpError as error:
             raise UserError(f"{where}: cannot be read: {explain_error(error)}") from error
         weight_files.load(name, backbone, local_path, where)
+
+
+def _list_names(folder: str) -> list[str]:
+    """Returns the names in a folder, without the slash that folders of object stores have; none if there is none."""
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []

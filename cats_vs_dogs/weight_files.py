@@ -15,6 +15,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,9 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
+from cats_vs_dogs import archives, pictures
 from cats_vs_dogs.utils import UserError
 
 _READ = "a .h5, .weights.h5 or .keras file"
@@ -35,13 +38,13 @@ class _Stored:
     Attributes:
         names: its name, then shorter ones without the names of networks around it; empty if the file does not say.
         kind: its class and those of the networks around it, such as "sequential/conv2d"; "" in the legacy format.
-        position: where it is in the file's list of layers of its kind; None if the file does not say.
+        position: where it is in the file's list of layers of its kind. Equal ones: the file does not say.
         arrays: its weights by name (legacy) or number.
     """
 
     names: list[str]
     kind: str
-    position: tuple[int, ...] | None
+    position: tuple[int, ...]
     arrays: dict[str, h5py.Dataset]
 
     @property
@@ -104,33 +107,54 @@ def load(name: str, network: keras.Model, path: str, where: str) -> None:
     Raises:
         UserError: if the file is damaged, no weights file, or holds other weights.
     """
+    wanted = list(_list_wanted(network.layers))
     with _open(path, where) as (file, config):
-        stored = _read_legacy(file) if _is_legacy(file) else _read_new(file, config)
-        if not stored:
-            raise UserError(f"{where}: is an HDF5 file without layers of Keras; give {_READ}")
-        wanted = list(_list_wanted(network.layers))
-        found, reasons = {}, []
-        for candidate in stored:
-            try:
-                pairs = _match(network, wanted, candidate.layers)
-                found[tuple(array.name for _, array in pairs)] = pairs
-            except _MismatchError as error:
-                reasons.append((len(_by_name(wanted, candidate.layers)), len(reasons), candidate, error))
-        if len(found) != 1:
-            looked_for = f"does not fit {name} ({len(wanted)} layers with weights)"
-            if found:
-                problem = f"it holds {len(found)} networks that do; save the one that you mean alone"
-            else:
-                *_, candidate, error = max(reasons, key=lambda reason: reason[:2])
-                problem = f"it holds {_describe(candidate)}: {error}; give a file of {name}, or another backbone"
-            raise UserError(f"{where}: {looked_for}: {problem}")
-        (pairs,) = found.values()
+        try:
+            networks = _read_legacy(file, config) if _is_legacy(file) else _read_new(file, config)
+        except Exception as error:  # A file can be wrong in many ways.
+            raise _damaged(where, error) from error
+        if not networks:
+            raise UserError(f"{where}: is an HDF5 file, but holds no layers of Keras; give {_READ}")
+        pairs = _choose(name, network, wanted, networks, where)
         try:
             values = [array[()] for _, array in pairs]
         except Exception as error:  # h5py raises many kinds.
             raise _damaged(where, error) from error
+    if not all(np.all(np.isfinite(value)) for value in values):
+        raise UserError(
+            f"{where}: holds weights that are infinite or no numbers; its training failed; give another file"
+        )
     for (variable, _), value in zip(pairs, values, strict=True):
         variable.assign(value)
+
+
+def _choose(
+    name: str, network: keras.Model, wanted: list[_Wanted], networks: list[_Network], where: str
+) -> list[tuple[keras.Variable, h5py.Dataset]]:
+    """Returns the network's variables with the arrays of the one network in the file that fits, or raises UserError."""
+    found, reasons = {}, []
+    for candidate in networks:
+        try:
+            pairs = _match(network, wanted, candidate.layers)
+            found[tuple(array.name for _, array in pairs)] = pairs
+        except _MismatchError as error:
+            reasons.append((candidate, error))
+    if len(found) == 1:
+        (pairs,) = found.values()
+        return pairs
+    looked_for = f"does not fit {name} ({_count(wanted)})"
+    if found:
+        raise UserError(f"{where}: {looked_for}: it holds {len(found)} networks that do; save the right one alone")
+    shapes = collections.Counter(layer.shapes for layer in wanted)
+
+    def nearness(candidate: _Network) -> tuple[int, int]:
+        common = (shapes & collections.Counter(layer.shapes for layer in candidate.layers)).total()
+        return common, -len(candidate.layers) if common else len(candidate.layers)
+
+    candidate, error = max(reasons, key=lambda reason: nearness(reason[0]))
+    raise UserError(
+        f"{where}: {looked_for}: it holds {_describe(candidate)}; {error}; give a file of {name}, or another backbone"
+    )
 
 
 # ---- Opening.
@@ -142,8 +166,13 @@ def _open(path: str, where: str) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     config = {}
     with contextlib.ExitStack() as stack:
         try:
+            if not os.path.isfile(path):  # Opening a named pipe would wait for ever.
+                raise UserError(f"{where}: is no regular file; give {_READ}")
             with open(path, "rb") as file:
                 start = file.read(1024)
+        except OSError as error:
+            raise UserError(f"{where}: cannot be read: {error.strerror or error}") from error
+        try:
             source = path
             if start.startswith(b"PK"):
                 with zipfile.ZipFile(path) as archive:
@@ -171,11 +200,88 @@ def _damaged(where: str, error: Exception) -> UserError:
 
 
 def _describe_zip(names: list[str]) -> str:
-    return "is a .zip, not a .keras file"
+    """Returns what a .zip file is that is no .keras file."""
+    if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        return "is a file of PyTorch, which cannot be read here"
+    if any(name.endswith("saved_model.pb") for name in names):
+        return "is a zipped SavedModel of TensorFlow; load it there and save its weights"
+    inner = next((name for name in names if name.lower().endswith((".h5", ".keras"))), None)
+    if inner:
+        return f"is a .zip with the file {inner}; unpack it"
+    if names and all(name.endswith(".npy") for name in names):
+        return "is an .npz file of NumPy, not a .keras file"
+    return f"is a .zip, but no .keras file: it holds {', '.join(names[:3]) or 'nothing'}"
+
+
+_OTHERS = (  # How other files begin.
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; run git lfs pull"),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype|<html|<head|<\?xml)",
+        "is a web page: the site wants a login, or answered with an error; download it in a browser",
+    ),
+    (rb"\x80[\x02-\x05]", "is a pickle of Python, as PyTorch writes, and could run any code"),
+    (rb".{6}\0\0\{", "is a .safetensors file, which cannot be read here"),
+    (rb"GGUF", "is a .gguf file, which cannot be read here"),
+    (rb".{4}TFL3", "is a .tflite file, which cannot be read here"),
+    (rb"\s*[{\[]", "is a JSON text, not weights"),
+)
 
 
 def _describe_other(start: bytes, path: str) -> str:
-    return "is no weights file of Keras"
+    """Returns what a file is that is neither HDF5 nor .zip, by its first 1024 bytes and its name."""
+    if not start:
+        return "is empty; download it again"
+    described = next((text for pattern, text in _OTHERS if re.match(pattern, start, re.DOTALL)), None)
+    if described:
+        return described
+    if path.endswith(".onnx"):
+        return "is an .onnx file, which cannot be read here"
+    if path.endswith(".pb"):
+        return "is a graph of TensorFlow, as in a SavedModel; load it there and save its weights"
+    if re.search(r"\.ckpt|\.index$|\.data-\d+-of-\d+$", path):
+        return _CHECKPOINT
+    if archives.kind_of(start):
+        return f"is an archive of the kind {archives.kind_of(start)}; unpack it"
+    if pictures.format_of(start) or start[4:8] == b"ftyp":
+        return "is a picture or film"
+    return f"is no weights file of Keras (it begins with {start[:12]!r})"
+
+
+_CHECKPOINT = (
+    "is a checkpoint of TensorFlow, which cannot be read without its model; load it there and save its weights"
+)
+
+
+def describe_folder(names: list[str]) -> str:
+    """Returns what a folder is that was given in place of a weights file, and what to do.
+
+    Args:
+        names: the names in it.
+    """
+    if "model_flags.json" in names:
+        return f"is a train_dir; train that model further with --train_dir, or give {_READ}"
+    if "saved_model.pb" in names:
+        return f"is a SavedModel folder; load it in TensorFlow and save its weights; give {_READ}"
+    files = sorted(name for name in names if name.lower().endswith((".h5", ".keras")))
+    if files:
+        return f"is a folder; give a file in it, such as {files[0]}"
+    if any(name.endswith(".index") for name in names):
+        return f"is a folder of checkpoints of TensorFlow, which cannot be read without their model; give {_READ}"
+    if any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names):
+        return f"is a folder of a model of PyTorch, which cannot be read here; give {_READ}"
+    return f"is a folder; give {_READ}"
+
+
+def describe_missing(path: str, neighbors: list[str]) -> str:
+    """Returns what a path is that is no file, and what to do: perhaps a checkpoint, whose files begin with that path.
+
+    Args:
+        path: the path.
+        neighbors: the names in its folder.
+    """
+    if f"{os.path.basename(path)}.index" in neighbors:
+        return f"{_CHECKPOINT}; give {_READ}"
+    return 'no such file; give the path of a .h5 file, "imagenet", or null for none'
 
 
 # ---- Reading.
@@ -185,9 +291,8 @@ def _is_legacy(file: h5py.File) -> bool:
     return "model_weights" in file or any(key.startswith("layer_names") for key in file.attrs)
 
 
-def _read_legacy(file: h5py.File) -> list[_Network]:
-    """Returns the whole model of a legacy .h5 file, and each network that is nested in it."""
-    config = json.loads(file.attrs["model_config"]) if "model_config" in file.attrs else {}
+def _read_legacy(file: h5py.File, config: dict[str, Any]) -> list[_Network]:
+    """Returns each network that is nested in the model of a legacy .h5 file, and the whole model."""
     nested = {layer.get("config", {}).get("name"): layer for layer in _config_layers(config)}
     root = file.get("model_weights", file)
     datasets = _datasets(root)
@@ -205,8 +310,8 @@ def _read_legacy(file: h5py.File) -> list[_Network]:
         layers = []
         for scope, arrays in groups.items():
             names = _shorter(scope)
-            place = next((order.index(short) for short in names if short in order), None)
-            layers.append(_Stored(names, "", None if place is None else (number, place), arrays))
+            place = next(((order.index(short),) for short in names if short in order), ())
+            layers.append(_Stored(names, "", (number, *place), arrays))
         if layers:
             networks.append(_Network(name, layers))
             all_layers += layers
@@ -265,6 +370,8 @@ def _read_new(file: h5py.File, config: dict[str, Any]) -> list[_Network]:
             owners[owner][int(number)] = array
     networks = collections.defaultdict(list)
     for owner, arrays in owners.items():
+        if not any(array.dtype.kind in "fV" for array in arrays.values()):
+            continue  # The state of a random layer. V is bfloat16.
         name = file[f"{owner}/vars"].attrs.get("name", names.get(owner))
         arrays = {str(number): arrays[number] for number in sorted(arrays)}
         parts = owner.split("/")
@@ -272,10 +379,13 @@ def _read_new(file: h5py.File, config: dict[str, Any]) -> list[_Network]:
             classes = [_class_and_number(part) for part in parts[place + 1 :] if part != "layers"]
             kind, position = "/".join(class_name for class_name, _ in classes), tuple(number for _, number in classes)
             networks["/".join(parts[:place])].append(_Stored([str(name)] if name else [], kind, position, arrays))
-    return [
-        _Network(str(names.get(path) or (file[f"{path}/vars"].attrs.get("name", "") if path else "")), layers)
-        for path, layers in networks.items()
-    ]
+    names[""] = config.get("config", {}).get("name")
+
+    def name_of(path: str) -> str:
+        group = file.get(f"{path}/vars" if path else "vars")
+        return str((group.attrs.get("name") if group else None) or names.get(path) or "")
+
+    return [_Network(name_of(path), layers) for path, layers in networks.items()]
 
 
 def _names_by_path(layers: list[dict[str, Any]], path: str = "layers") -> dict[str, str]:
@@ -339,13 +449,14 @@ def _without_number(name: str) -> str:
 
 
 def _by_name(wanted: list[_Wanted], stored: list[_Stored]) -> dict[int, _Stored]:
-    """Returns the layers whose names Keras did not choose, by their places in `wanted`, as far as they are found."""
-    depth = max((len(layer.names) for layer in stored), default=0)
+    """Returns the layers whose names Keras did not choose, by their places in `wanted`, or none of them."""
+    depth = max(len(layer.names) for layer in stored)
     levels = [collections.defaultdict(list) for _ in range(depth)]
     for layer in stored:
         for level, name in zip(levels, layer.names, strict=False):
             level[_plain(name)].append(layer)
     found = {}
+    missing = []
     for place, layer in enumerate(wanted):
         if layer.is_numbered:
             continue
@@ -354,6 +465,10 @@ def _by_name(wanted: list[_Wanted], stored: list[_Stored]) -> dict[int, _Stored]
             raise _MismatchError(f"{len(hits)} layers are named {layer.name}")
         if hits:
             (found[place],) = hits
+        else:
+            missing.append(layer)
+    if found and missing:
+        raise _MismatchError(f"there is no layer {_say(missing[0])}")
     return found
 
 
@@ -364,21 +479,27 @@ def _by_number(wanted: list[_Wanted], stored: list[_Stored], found: dict[int, _S
     but not the first number.
     """
     used = {id(layer) for layer in found.values()}
-    groups = collections.defaultdict(list)
+    groups, candidates = collections.defaultdict(list), collections.defaultdict(list)
     for place, layer in enumerate(wanted):
         if layer.is_numbered:
             groups[layer.class_name.lower(), layer.shapes].append((_class_and_number(layer.name)[1], place))
-    candidates = collections.defaultdict(list)
+    classes = {class_name for class_name, _ in groups}
     for layer in stored:
-        name = layer.names[-1] if not layer.kind else layer.names[0]
-        if id(layer) not in used:
+        name = next((name for name in layer.names if _without_number(name) in classes), None)
+        if name and id(layer) not in used:
             candidates[_without_number(name), layer.shapes].append((_class_and_number(name)[1], layer))
     numbered = {}
     for key, group in groups.items():
-        group, those = sorted(group), sorted(candidates[key], key=lambda item: item[0])
-        if len(group) != len(those):
-            continue
-        pairs = sorted((place, layer) for (_, place), (_, layer) in zip(group, those, strict=True))
+        those = dict(candidates[key])
+        if not len(group) == len(those) == len(candidates[key]):
+            continue  # Perhaps their order tells.
+        places = [place for _, place in sorted(group)]
+        pairs = dict(
+            sorted(zip(places, (those[number] for number in sorted(those)), strict=True), key=lambda pair: pair[0])
+        )
+        positions = [layer.position for layer in pairs.values()]
+        if positions != sorted(positions):
+            raise _MismatchError(f"the numbers of the layers {key[0]} and their order contradict each other")
         numbered.update(pairs)
     return numbered
 
@@ -386,11 +507,56 @@ def _by_number(wanted: list[_Wanted], stored: list[_Stored], found: dict[int, _S
 def _by_order(
     network: keras.Model, wanted: list[_Wanted], stored: list[_Stored], found: dict[int, _Stored]
 ) -> dict[int, _Stored]:
-    """Returns the layers that neither a name nor a number told, by their places in `wanted`."""
+    """Returns the layers that neither a name nor a number told, by their places in `wanted`.
+
+    Layers of equal shapes are told apart by their order only if each leads to the next. Every list of layers has these
+    in one order. Parallel ones, such as the first and last convolution of a block of ResNet50, may have been swapped.
+    """
+    used = {id(layer) for layer in found.values()}
     rest = [place for place in range(len(wanted)) if place not in found]
-    if rest:
-        raise _MismatchError(f"{_say(wanted[rest[0]])} is missing")
-    return {}
+    free = [layer for layer in stored if id(layer) not in used]
+    if not rest:
+        return {}
+    ancestors = _ancestors(network)
+    ordered = {}
+    by_kind = any(layer.kind for layer in stored)
+    for (kind, shapes), places in _group(
+        rest, lambda place: (wanted[place].kind if by_kind else "", wanted[place].shapes)
+    ).items():
+        those = [layer for layer in free if (layer.kind, layer.shapes) == (kind, shapes)]
+        first = wanted[places[0]]
+        if len(those) < len(places):
+            raise _MismatchError(f"there is no layer {_say(first)}, or one of another name in its place")
+        outer = [wanted[place].outer_name for place in places]
+        is_chain = all(a == b or a in ancestors[b] for a, b in itertools.pairwise(outer))
+        is_told = is_chain and len({layer.position for layer in those}) == len(those)
+        if len(those) > len(places) or (len(those) > 1 and not is_told):
+            names = ", ".join(layer.names[0] for layer in those[:3])
+            raise _MismatchError(f"neither names nor order tell which of {names} ... is {_say(first)}")
+        those.sort(key=lambda layer: layer.position)
+        ordered.update(zip(places, those, strict=True))
+    return ordered
+
+
+def _ancestors(network: keras.Model) -> dict[str, set[str]]:
+    """Returns for each layer of a network the names of the layers that lead to it."""
+    ancestors = {}
+    for layer in network.get_config()["layers"]:  # Each comes after those that lead to it.
+        sources = set(_sources(layer["inbound_nodes"]))
+        ancestors[layer["name"]] = sources.union(*(ancestors[name] for name in sources))
+    return ancestors
+
+
+def _sources(item: Any) -> Iterator[str]:
+    """Yields the names of the layers whose outputs a part of a layer's config names."""
+    if isinstance(item, dict):
+        if "keras_history" in item:
+            yield item["keras_history"][0]
+        for value in item.values():
+            yield from _sources(value)
+    elif isinstance(item, (list, tuple)):
+        for value in item:
+            yield from _sources(value)
 
 
 def _by_class(wanted: list[_Wanted], stored: list[_Stored]) -> dict[int, _Stored]:
@@ -412,9 +578,8 @@ def _check_others(stored: list[_Stored], used: list[_Stored]) -> None:
     for kind, layers in _group(stored, lambda layer: layer.kind).items():
         positions = [layer.position for layer in layers if id(layer) in ids]
         for layer in layers:
-            if id(layer) in ids or not positions:
-                continue
-            if None in positions or layer.position is None or min(positions) < layer.position < max(positions):
+            has_kernel = any(len(shape) > 1 for shape in layer.shapes)
+            if has_kernel and id(layer) not in ids and positions and min(positions) <= layer.position <= max(positions):
                 raise _MismatchError(f"the layer {layer.names[0] if layer.names else kind} does not belong to it")
 
 
@@ -460,4 +625,8 @@ def _say(layer: _Wanted) -> str:
 def _describe(network: _Network) -> str:
     names = [layer.names[0] for layer in network.layers if layer.names]
     listed = f", {', '.join(names[:3])} ..." if names else ""
-    return f"{network.name or 'a network'} ({len(network.layers)} layers with weights{listed})"
+    return f"{network.name or 'a network'} ({_count(network.layers)}{listed})"
+
+
+def _count(layers: Sequence[Any]) -> str:
+    return f"{len(layers)} layer{'s' if len(layers) != 1 else ''} with weights"

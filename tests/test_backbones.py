@@ -124,7 +124,8 @@ def test_a_file_that_does_not_fit(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("not HDF5")
     with pytest.raises(
-        UserError, match=f"weights={path}: is no weights file of Keras; give a .h5, .weights.h5 or .keras file"
+        UserError,
+        match=f"weights={path}: is no weights file of Keras .*not HDF5.*; give a .h5, .weights.h5 or .keras file",
     ):
         backbones.load_weights("MobileNet", backbones.build("MobileNet", 32), str(path))
 

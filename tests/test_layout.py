@@ -15,7 +15,8 @@ FLOORS = [
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
     {"file_patterns"},
     {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
-    {"archives", "weight_files"},
+    {"archives"},
+    {"weight_files"},
     {"config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
     | {"mean_average_precision_calculator", "user_files"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
