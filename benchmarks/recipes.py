@@ -5,7 +5,8 @@
     python benchmarks/recipes.py --images=train.zip --recipe=good --choose --seeds=1 -- --num_epochs=60
 
 Trains on the cats and dogs with the numbers 1 to 2000, or the first of them, and evaluates on 2251 to 2500. What
-follows -- are further flags of train.py.
+follows -- are further flags of train.py. The seconds in the table are those of the first seed: with a pretrained
+network, the others read the features that it has calculated.
 """
 
 import argparse
@@ -78,14 +79,15 @@ def evaluate(train_dir: str, pattern: str, *flags: str) -> list[float]:
     return [metrics[name] for name in FIGURES.values()]
 
 
-def mean_and_range(values: list[float], digits: int = 3) -> str:
-    shown = [f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values))]
+def mean_and_range(values: list[float]) -> str:
+    shown = [f"{value:.3f}" for value in (statistics.mean(values), min(values), max(values))]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def measure(folder: str) -> list[tuple[str, ...]]:
     """Trains and evaluates all models, and prints the figures of each at once; returns the rows of the table."""
     rows = []
+    os.environ["XDG_CACHE_HOME"] = os.path.join(folder, "cache")  # No features of earlier runs.
     evaluated_on = make_shards(folder, *((2001, 2250) if arguments.choose else (2251, 2500)))
     for num_photos in arguments.photos:
         trained_on, results = make_shards(folder, 1, num_photos // 2), []
@@ -99,7 +101,7 @@ def measure(folder: str) -> list[tuple[str, ...]]:
             if not arguments.keep:
                 shutil.rmtree(train_dir)
         seconds, *figures = zip(*results, strict=True)
-        rows.append((f"{num_photos:,}", mean_and_range(seconds, 0), *map(mean_and_range, figures)))
+        rows.append((f"{num_photos:,}", f"{seconds[0]:.0f}", *map(mean_and_range, figures)))
     return rows
 
 
