@@ -45,7 +45,7 @@ def shards(tmp_path, monkeypatch):
 def settings_of(folder, shards, **settings):
     data = {"train_data_pattern": shards[0], "eval_data_pattern": shards[1], "train_dir": str(folder)}
     common = {"model": "FrozenModel", "image_size": 12, "batch_size": 10, "num_epochs": 2, "augment": "flip"}
-    return make_config(**data, **{**common, **settings})
+    return make_config(**{**data, **common, **settings})
 
 
 def trained(folder, shards, cluster=None, **settings):
