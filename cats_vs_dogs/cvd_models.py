@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from cats_vs_dogs import backbones, models
+from cats_vs_dogs import backbones, batch_norm, models
 
 
 def _l2(penalty: float) -> keras.regularizers.Regularizer:
@@ -139,7 +139,7 @@ class ConvNetModel(models.BaseModel):
             net = keras.layers.Conv2D(
                 channels, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal"
             )(net)
-            return keras.layers.BatchNormalization(momentum=0.9)(net)
+            return batch_norm.FastBatchNormalization(momentum=0.9)(net)
 
         net = keras.layers.ReLU()(convolution(model_input, filters, 3, strides=2))
         net = keras.layers.MaxPooling2D(2, padding="same")(net)  # Now a quarter of the size, to save time.

@@ -17,7 +17,7 @@ FLOORS = [
     {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"archives"},
     {"weight_files"},
-    {"config", "event_files", "plain_paths", "tfrecords", "backbones", "models", "losses"}
+    {"config", "event_files", "plain_paths", "tfrecords", "backbones", "batch_norm", "models", "losses"}
     | {"mean_average_precision_calculator", "user_files"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
