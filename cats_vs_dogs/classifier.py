@@ -135,7 +135,8 @@ class Classifier:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
         """
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
-        self._check(self._training_losses, is_training=True)
+        # A frozen part does in training what it does in evaluation, which has been checked.
+        self._check(self._training_losses, is_training=True, inputs=self.model.frozen and self.model.frozen.output)
         with seeded(self.spec.seed):
             pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
         keras.random.uniform([])  # Again, since `seeded` resets it.
@@ -153,14 +154,28 @@ class Classifier:
                 "np.random.default_rng() without a seed, and not depending on is_new"
             )
 
-    def _training_losses(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs = self.model(readers.scale_images(images), labels, training=True)
+    def _training_losses(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs = self.training_outputs(inputs, labels, on_features=self.model.frozen is not None)
         return self.label_loss(outputs, labels), self.regularization_loss(outputs)
 
-    def _check(self, function: Callable, is_training: bool) -> tf.Graph:
-        """Traces a function of images and labels, so that a mistake is reported at the start and in one line."""
+    def training_outputs(self, inputs: tf.Tensor, labels: tf.Tensor, on_features: bool) -> dict[str, tf.Tensor]:
+        """Returns the model's outputs in training for a batch of images, or of features as `frozen` returns them."""
+        if on_features:
+            return self.model.from_features(inputs, labels, training=True)
+        return self.model(readers.scale_images(inputs), labels, training=True)
+
+    def _check(self, function: Callable, is_training: bool, inputs: keras.KerasTensor | None = None) -> tf.Graph:
+        """Traces a function of inputs and labels, so that a mistake is reported at the start and in one line.
+
+        Args:
+            function: what to trace.
+            is_training: whether it is of training.
+            inputs: what its inputs look like; None: images.
+        """
         size, what = self.spec.image_size, f"{self.spec.model} with {self.spec.label_loss}"
         images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)
+        if inputs is not None:
+            images = tf.TensorSpec(inputs.shape, inputs.dtype)
         try:
             graph = tf.function(function).get_concrete_function(images, labels).graph
         except Exception as error:

@@ -1,6 +1,7 @@
 """The base class of models, and `build_model`, which turns one into Keras models for training and prediction."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -45,6 +46,14 @@ class BaseModel:
         raise NotImplementedError
 
 
+def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yields the layers of a model, also those of models and wrappers inside it."""
+    for layer in model.layers:
+        yield layer
+        yield from all_layers(layer) if hasattr(layer, "layers") else ()
+        yield from (layer.layer,) if isinstance(layer, keras.layers.Wrapper) else ()
+
+
 class BuiltModel:
     """A built model of cvd_models.py. Training and prediction share its weights.
 
@@ -75,11 +84,13 @@ class BuiltModel:
         Args:
             images: float32 [batch, size, size, 3] in [-1, 1].
             labels: int32 [batch, 1].
-            training: whether dropout, batch norm and augmentation layers run in training mode.
+            training: whether dropout, batch norm and augmentation layers run in training mode; never in a frozen part.
 
         Returns:
             A dict with "predictions", and with the scalars "loss" and "regularization_loss" if the model has them.
         """
+        if training and self.frozen:
+            return self.from_features(self.frozen(images, training=False), labels, training=True)
         if self._with_losses is None:
             return {"predictions": self.network(images, training=training)}
         return self._with_losses({"images": images, "labels": labels}, training=training)
@@ -213,7 +224,20 @@ def _split(
             f'{name}.create_model: "features" must come from frozen layers, but {trained[0]} is trained; set '
             'trainable = False for the layers before it, or leave "features" out'
         )
+    if changing := [layer.name for layer in all_layers(frozen) if _differs_in_training(layer)]:
+        raise UserError(
+            f'{name}.create_model: "features" must come from layers that do the same in training and in evaluation, '
+            f"unlike {changing[0]}; put random layers after it, set trainable = False for batch norm, or leave "
+            '"features" out'
+        )
     return frozen, head
+
+
+def _differs_in_training(layer: keras.Layer) -> bool:
+    """Whether a layer of Keras does something else in training than in evaluation, although it learns nothing."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.trainable
+    return (hasattr(layer, "seed_generator") or hasattr(layer, "generator")) and getattr(layer, "rate", 1.0) != 0.0
 
 
 def _as_float32(tensor: keras.KerasTensor) -> keras.KerasTensor:

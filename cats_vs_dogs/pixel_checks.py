@@ -5,7 +5,7 @@ They raise no error: a layer that clips to 0 to 255 makes half of the values in 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
@@ -135,6 +135,10 @@ def _has_value_range(layer: keras.Operation) -> bool:
     return hasattr(layer, "value_range") or type(layer).__name__ in _MIXERS
 
 
+class _Seen(Exception):  # noqa: N818 - It is no error.
+    """Ends the run of a network when all calls that matter have been seen."""
+
+
 def _run(network: keras.Model, image_size: int) -> list[_Call]:
     """Runs a network in training mode on pictures, and returns the calls whose input is pixels, in their order.
 
@@ -142,12 +146,16 @@ def _run(network: keras.Model, image_size: int) -> list[_Call]:
     """
     calls: list[_Call] = []
     has_learned = False  # Whether a layer with weights has been called; what comes after it is no picture any more.
+    parts = list(_parts(network))
+    has_ranges = any(map(_has_value_range, parts))
 
     def record(layer: keras.Operation, inputs: object, outputs: object) -> None:
         nonlocal has_learned
         normalizes = isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization)
         learns = bool(getattr(layer, "weights", ())) and not normalizes
         has_learned = has_learned or learns
+        if has_learned and not has_ranges:
+            raise _Seen
         if not isinstance(inputs, tf.Tensor) or inputs.shape.rank != 4 or inputs.shape[3] != 3 or learns:
             return
         if isinstance(outputs, tf.Tensor) and (_has_value_range(layer) or not has_learned):
@@ -155,7 +163,7 @@ def _run(network: keras.Model, image_size: int) -> list[_Call]:
 
     trained = [variable.value for variable in network.trainable_variables]
     others = [variable.value for variable in network.non_trainable_variables]
-    with _watched(_parts(network), record):
+    with _watched(parts, record), contextlib.suppress(_Seen):
         network.stateless_call(trained, others, _pictures(image_size), training=True)
     return calls
 
@@ -182,7 +190,7 @@ def _parts(network: keras.Operation) -> Iterator[keras.Operation]:
 
 @contextlib.contextmanager
 def _watched(
-    parts: Iterator[keras.Operation], record: Callable[[keras.Operation, object, object], None]
+    parts: Iterable[keras.Operation], record: Callable[[keras.Operation, object, object], None]
 ) -> Iterator[None]:
     """Calls `record` with each part, its first argument and its result when the part is called inside the block."""
 

@@ -185,6 +185,9 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
     If that has parameters `width` and `height`, as in 2017, they are the reader's image size.
     """
     prepare = reader.prepare_serialized_examples
+    if type(reader) in (CatsVsDogsTestFeatureReader, CatsVsDogsFeatureReader):
+        # They need none of AutoGraph's changes, which take longer than the rest of building the pipeline.
+        return tf.autograph.experimental.do_not_convert(reader.decode_serialized_examples)
     if type(reader).prepare_serialized_examples is CatsVsDogsTestFeatureReader.prepare_serialized_examples:
         return reader.decode_serialized_examples
     names = {"width", "height"} & set(inspect.signature(prepare).parameters)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import readers
+from cats_vs_dogs import models
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import OptimizerConfig
 
@@ -207,7 +207,7 @@ class Trainer:
         """Returns the gradients of this replica's part of the loss, which is the mean over the global batch."""
         variables = [variable.value for variable in self._classifier.model.trainable_variables]
         with tf.GradientTape() as tape:
-            outputs = self._outputs(images, labels)
+            outputs = self._classifier.training_outputs(images, labels, self._on_features)
             label_loss = weight * self._classifier.label_loss(outputs, labels)
             regularization_loss = self._classifier.regularization_loss(outputs) / self._strategy.num_replicas_in_sync
             loss = label_loss + self._regularization_penalty * regularization_loss
@@ -215,12 +215,6 @@ class Trainer:
                 loss = self._optimizer.scale_loss(loss)
         probabilities = self._classifier.probability_of(outputs["predictions"])
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
-
-    def _outputs(self, images, labels):
-        """Returns the model's outputs in training."""
-        if self._on_features:
-            return self._classifier.model.from_features(images, labels, training=True)
-        return self._classifier.model(readers.scale_images(images), labels, training=True)
 
 
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:
@@ -237,7 +231,7 @@ def synchronize_batch_norm(model: keras.Model, strategy: tf.distribute.Strategy,
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    layers = [layer for layer in _all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for layer in models.all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
     if layers and jit_compile:
         logging.warning(
             "batch norm takes its statistics on each device alone, since XLA compiles the step; pass --jit_compile=off "
@@ -246,14 +240,6 @@ def synchronize_batch_norm(model: keras.Model, strategy: tf.distribute.Strategy,
         return
     for layer in layers:
         layer.synchronized = True
-
-
-def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
-    """Yields the layers of a model, also those of models and wrappers inside it."""
-    for layer in model.layers:
-        yield layer
-        yield from _all_layers(layer) if hasattr(layer, "layers") else ()
-        yield from (layer.layer,) if isinstance(layer, keras.layers.Wrapper) else ()
 
 
 class Profiler:

@@ -14,6 +14,11 @@ from cats_vs_dogs import backbones, checkpoints, cvd_models, distribution, froze
 from cats_vs_dogs.utils import UserError
 
 
+class Brightened(keras.layers.Layer):
+    def call(self, inputs, training=False):
+        return inputs + 1.0 if training else inputs
+
+
 class FrozenModel(models.BaseModel):
     """A frozen convolution whose part ends in "features", and a head with a loss of its own."""
 
@@ -22,6 +27,7 @@ class FrozenModel(models.BaseModel):
         net = keras.layers.BatchNormalization(center=False, scale=False, trainable=noise == "batch norm")(net)
         if noise == "dropout":
             net = keras.layers.Dropout(0.5)(net)
+        net = Brightened()(net) if noise == "own" else net
         pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(net)
         head = keras.layers.Dense(units, activation="relu", kernel_regularizer="l2")(pooled)
         head = keras.layers.Dropout(0.2)(keras.layers.BatchNormalization()(head))
@@ -127,10 +133,11 @@ def test_when_features_are_not_used_the_log_says_why(tmp_path, shards, caplog, m
         ({"ends": "image"}, '"features" is model_input itself; leave it out, nothing is frozen'),
         ({"ends": "text"}, '"features" must be a Keras tensor .batch, ....; it is a str'),
         ({"ends": "head"}, '"features" must come from frozen layers, but dense/kernel is trained'),
-        ({"noise": "dropout"}, 'the part before "features" differs between training and evaluation, as random layers'),
-        ({"noise": "batch norm"}, 'the part before "features" differs between training and evaluation, as random lay'),
+        ({"noise": "dropout"}, "do the same in training and in evaluation, unlike dropout; put random layers after it"),
+        ({"noise": "batch norm"}, "do the same in training and in evaluation, unlike batch_normalization; put random"),
+        ({"noise": "own"}, 'the part before "features" differs between training and evaluation, as random layers'),
     ],
-    ids=["trainable", "image", "text", "head", "dropout", "batch norm"],
+    ids=["trainable", "image", "text", "head", "dropout", "batch norm", "a layer of one's own"],
 )
 def test_features_that_are_none(tmp_path, shards, params, message):
     with pytest.raises(UserError, match=message):
