@@ -35,7 +35,16 @@ class NoisyModel(models.BaseModel):
         return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
 
 
+class FrozenModel(models.BaseModel):
+    def create_model(self, model_input, rate=0.4):
+        net = keras.layers.Conv2D(8, 3, strides=2, trainable=False)(model_input)
+        features = keras.layers.GlobalAveragePooling2D()(net)
+        net = keras.layers.Dropout(rate)(keras.layers.Dense(8, "relu")(features))
+        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net), "features": features}
+
+
 cvd_models.NoisyModel = NoisyModel
+cvd_models.FrozenModel = FrozenModel
 
 
 def kill_when_called(owner, name, is_meant=lambda *args: True, after=False):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import logging
-from conftest import make_config, values_of, write_shards
+from conftest import REPOSITORY, forked_python, make_config, values_of, write_shards
 
 from cats_vs_dogs import backbones, checkpoints, cvd_models, distribution, frozen_features, models, readers, train
 from cats_vs_dogs.utils import UserError
@@ -105,6 +105,26 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, shards):
     whole = trained(tmp_path / "whole", shards)
     trained(tmp_path / "parts", shards, max_steps=4)
     assert_equal(trained(tmp_path / "parts", shards), whole)
+
+
+@pytest.mark.slow
+def test_two_devices_train_on_features_as_one_does(run_script, tmp_path, shards):
+    driver = REPOSITORY / "tests" / "killed_train.py"
+    results = []
+    for num_devices in (1, 2):
+        plan = json.dumps({"kill": None, "count": 1, "num_devices": num_devices})
+        data = [f"--train_data_pattern={shards[0]}", f"--train_dir={tmp_path / str(num_devices)}", "--image_size=12"]
+        flags = [
+            "--model=FrozenModel",
+            "--augment=flip",
+            f"--batch_size={8 // num_devices}",
+            '--model_params={"rate": 0}',
+        ]
+        process = run_script("train", *data, *flags, command=[*forked_python(), str(driver), plan])
+        assert "Features of 24 pictures and their mirror images" in process.stderr
+        results.append(values_of(checkpoints.require_checkpoint(str(tmp_path / str(num_devices)))))
+    one, two = ({name: value for name, value in each.items() if name.startswith("weights/")} for each in results)
+    assert_equal(two, one, 1e-6)
 
 
 @pytest.mark.slow

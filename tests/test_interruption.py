@@ -88,12 +88,14 @@ KILLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "num_devices", "kills"),
-    [("LogisticModel", 1, "often"), ("NoisyModel", 1, "each epoch"), ("NoisyModel", 2, "often")],
+    [("FrozenModel", 1, "often"), ("NoisyModel", 1, "each epoch"), ("NoisyModel", 2, "often")],
 )
 def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices, kills):
     flags = [f"--model={model}", "--keep_checkpoints=2"]
     if model == "NoisyModel":
         flags += ["--first_image_size=8"]  # Until step 13 of 20.
+    else:
+        flags += ["--augment=flip"]  # Runs on features with --cache=memory, on pictures with --cache=none.
     if kills == "often":
         flags += ["--log_steps=3", "--export_model_steps=7", "--save_checkpoint_secs=0.000001"]
     else:
