@@ -22,6 +22,7 @@ setup(
         "pillow>=10.1",  # Has a font of any size.
         "google-cloud-storage",
         "google-crc32c",
+        "h5py",  # Comes with keras, too.
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
