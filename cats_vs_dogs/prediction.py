@@ -13,6 +13,8 @@ from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.picture_files import PictureBatches
 
+_PIXELS_AT_ONCE = 1024 * 64 * 64  # A network such as MobileNetV2 keeps up to 24 numbers per pixel.
+
 
 @dataclasses.dataclass(frozen=True)
 class PredictedBatch:
@@ -88,8 +90,8 @@ class Predictor:
         for ids, images, *labels in self._batches:
             all_images, by_model, losses = _by_model(images), [], []
             inputs = all_images if self._features is None else [self._features[num_done : num_done + len(ids)]]
-            for classifier, predict, its_inputs in zip(self._classifiers, self._predict, inputs, strict=True):
-                outputs = predict(its_inputs, *labels)
+            for i, (classifier, its_inputs) in enumerate(zip(self._classifiers, inputs, strict=True)):
+                outputs = self._predict_in_parts(i, its_inputs, all_images[i].shape[1], labels)
                 parts = [output[0] if labels else output for output in outputs]
                 by_model.append(np.concatenate([part.numpy() for part in parts]))
                 eval_util.check_probabilities(by_model[-1], classifier.spec.label_loss)
@@ -107,6 +109,13 @@ class Predictor:
                 labels[0].numpy() if labels else None,
                 losses[0] if len(losses) == 1 else None,
             )
+
+    def _predict_in_parts(self, model: int, inputs: tf.Tensor, image_size: int, labels: Sequence[tf.Tensor]) -> list:
+        """Returns a model's outputs for the parts of a batch: more pictures at once would take too much memory."""
+        rows = max(1, _PIXELS_AT_ONCE // image_size**2)
+        starts = range(0, len(inputs), rows)
+        parts = [[column[start : start + rows] for column in (inputs, *labels)] for start in starts]
+        return [output for part in parts for output in self._predict[model](*part)]
 
 
 def _by_model(images: Any) -> tuple[Any, ...]:

@@ -117,6 +117,25 @@ def best_step(tmp_path):
     return checkpoints.step_of(checkpoints.require_checkpoint(str(tmp_path / "model" / "best")))
 
 
+def test_large_pictures_are_predicted_in_parts(tmp_path, shards, monkeypatch):
+    """A batch of 1,024 pictures of 288 pixels took 20 GB in a small network."""
+    trained(tmp_path / "model", shards)
+    classifier, sizes = rebuilt(tmp_path / "model"), []
+    whole = log_loss_and_probabilities(classifier, tmp_path, shards[1])
+    predict = distribution.Cluster.on_all_devices
+
+    def on_all_devices(self, function):
+        run = predict(self, function)
+        return lambda *columns: sizes.append(len(columns[0])) or run(*columns)
+
+    monkeypatch.setattr(distribution.Cluster, "on_all_devices", on_all_devices)
+    monkeypatch.setattr("cats_vs_dogs.prediction._PIXELS_AT_ONCE", 3 * 16 * 16)
+    parts = log_loss_and_probabilities(classifier, tmp_path, shards[1])
+    assert sizes == [3, 1, 3, 1, 2]  # Of batches of 4, 4 and 2.
+    assert parts[0] == pytest.approx(whole[0], abs=1e-6)
+    np.testing.assert_allclose(parts[1], whole[1], atol=1e-6)
+
+
 def test_the_mirror_image_meets_the_same_model(tmp_path, shards, caplog):
     trained(tmp_path / "model", shards, seed=5)
     caplog.clear()
