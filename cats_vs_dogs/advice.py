@@ -10,13 +10,13 @@ from cats_vs_dogs import flag_files, train_dir
 from cats_vs_dogs.labels import CLASS_NAMES
 from cats_vs_dogs.utils import UserError
 
-_FEWEST_EXAMPLES = 100  # With fewer, or with very unequal classes, chance decides too much.
+_FEWEST_EXAMPLES = 100  # With fewer, or with a smaller share of one class, chance decides too much.
 _SMALLEST_SHARE = 0.25
-_POOR = 0.3  # Share of the mistakes of guessing that a poor model avoids at most: accuracy 0.65 for equal classes.
+_POOR = 0.3  # A poor model avoids less than this share of guessing's mistakes: accuracy 0.65 for equal classes.
 
 
 def is_poor(metrics: Mapping[str, Any]) -> bool:
-    """Whether metrics show a model that is hardly better than one that names the larger class always.
+    """Whether metrics show a model that is hardly better than one that always names the larger class.
 
     Args:
         metrics: see `evaluation.Evaluation`.
@@ -29,7 +29,7 @@ def is_poor(metrics: Mapping[str, Any]) -> bool:
 
 
 def log_recipes(metrics: Mapping[str, Any], model_dir: str) -> None:
-    """Names the recipes in a line if a model is poor and was not trained with one of them.
+    """Logs the names of the recipes if a model is poor and was not trained with one of them.
 
     Args:
         metrics: see `evaluation.Evaluation`.

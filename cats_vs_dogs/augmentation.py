@@ -115,10 +115,10 @@ def augment(
 
 
 def choose_view(views: tf.Tensor, seed: int, step: tf.Tensor, rows: tf.Tensor, batch_size: int) -> tf.Tensor:
-    """Chooses between what belongs to an image and to its mirror image, as "flip" mirrors the images of that batch.
+    """Chooses the features of each image or of its mirror image, the same way as "flip" mirrors a batch's images.
 
     Args:
-        views: [n, views, ...]; with one view there is nothing to choose.
+        views: [n, views, ...], see `frozen_features.calculate`; with one view there is nothing to choose.
         seed: see `augment`, as the other arguments.
         step: int64 scalar.
         rows: int64 [n].
@@ -136,7 +136,7 @@ def choose_view(views: tf.Tensor, seed: int, step: tf.Tensor, rows: tf.Tensor, b
 def _random_numbers(seed: int, step: tf.Tensor, rows: tf.Tensor, batch_size: int) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Returns which images of a batch are mirrored, bool [n], and seven more random numbers for each, float32 [n].
 
-    Each image gets the same numbers whatever is done with it. So all kinds mirror the same images.
+    The numbers do not depend on the kind of augmentation, so all kinds mirror the same images.
     """
     numbers = tf.random.stateless_uniform([batch_size, 8], tf.stack([tf.cast(seed, tf.int64), step]))
     mirror_number, *others = tf.unstack(tf.gather(numbers, rows), axis=1)

@@ -124,7 +124,9 @@ def freeze(backbone: keras.Model, trainable_from: str | None) -> None:
         UserError: if the backbone has no such layer.
     """
     layers = backbone.layers
-    names = ["" if _is_numbered(layer) else layer.name for layer in layers]
+    # Names that Keras numbered are of no use: conv2d_7 of one network is conv2d_8 of the next.
+    is_named = [weight_files.number_of(type(layer).__name__, [layer.name]) is None for layer in layers]
+    names = [layer.name if named else "" for layer, named in zip(layers, is_named, strict=True)]
     if trainable_from is None:
         first = len(layers)
     elif trainable_from == "all":
@@ -145,11 +147,6 @@ def freeze(backbone: keras.Model, trainable_from: str | None) -> None:
     for layer in layers[first:]:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-
-
-def _is_numbered(layer: keras.Layer) -> bool:
-    """Returns whether Keras chose a layer's name, such as conv2d_7. The same layer of a second network is conv2d_8."""
-    return re.sub(r"_\d+$", "", layer.name).replace("_", "") == type(layer).__name__.lower()
 
 
 def load_weights(name: str, backbone: keras.Model, weights: str) -> None:
@@ -206,10 +203,11 @@ def _read_file(name: str, backbone: keras.Model, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             if tf.io.gfile.isdir(path):
-                raise UserError(f"{where}: {weight_files.describe_folder(_list_names(path))}")
+                # Folders of object stores end with a slash.
+                names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
+                raise UserError(f"{where}: {weight_files.describe_folder(names)}")
             if not tf.io.gfile.exists(path):
-                neighbors = _list_names(os.path.dirname(path) or ".")
-                raise UserError(f"{where}: {weight_files.describe_missing(path, neighbors)}")
+                raise UserError(f'{where}: no such file; give the path of a .h5 file, "imagenet", or null for none')
             local_path = path
             if is_remote(path):
                 local_path = os.path.join(folder, os.path.basename(path))
@@ -217,8 +215,3 @@ def _read_file(name: str, backbone: keras.Model, path: str) -> None:
         except tf.errors.OpError as error:
             raise UserError(f"{where}: cannot be read: {explain_error(error)}") from error
         weight_files.load(name, backbone, local_path, where)
-
-
-def _list_names(folder: str) -> list[str]:
-    """Returns the names in a folder, without the slash that folders of object stores have; none if there is none."""
-    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []

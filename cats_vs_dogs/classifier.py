@@ -135,7 +135,7 @@ class Classifier:
             UserError: if the loss fails, or something uses a variable that Keras does not track.
         """
         keras.random.uniform([])  # Creates the generator of keras.random, which cannot be created on several devices.
-        # A frozen part does in training what it does in evaluation, which has been checked.
+        # A frozen part is left out: it computes the same as in evaluation, which has been checked.
         self._check(self._training_losses, is_training=True, inputs=self.model.frozen and self.model.frozen.output)
         with seeded(self.spec.seed):
             pixel_checks.warn(self.model.network, self.spec.image_size, f"{self.spec.model}.create_model")
@@ -169,8 +169,8 @@ class Classifier:
 
         Args:
             function: what to trace.
-            is_training: whether it is of training.
-            inputs: what its inputs look like; None: images.
+            is_training: whether the function trains.
+            inputs: a symbolic input, such as the output of the frozen part; None: images.
         """
         size, what = self.spec.image_size, f"{self.spec.model} with {self.spec.label_loss}"
         images, labels = tf.TensorSpec([None, size, size, 3], tf.uint8), tf.TensorSpec([None, 1], tf.int32)

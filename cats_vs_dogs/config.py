@@ -219,10 +219,10 @@ def find_models(text: str) -> list[str]:
 
 
 def check_one_model(train_dir: str) -> None:
-    """Checks that --train_dir is not a list of models, which only eval.py and inference.py take.
+    """Checks that --train_dir names one model. Only eval.py and inference.py take several.
 
     Raises:
-        UserError: if it is.
+        UserError: if it names several.
     """
     if "," not in train_dir:
         return
@@ -266,7 +266,7 @@ def read(flag_values: flags.FlagValues) -> Config:
     """Returns the config that the command line asks for. Called by train.py's main, the one place that reads FLAGS."""
     check_one_model(flag_values.train_dir)
     settings = {flag.name: flag.value for group in flag_values.flags_by_module_dict().values() for flag in group}
-    for name in ("model_params", "loss_params", "optimizer_params"):
+    for name in flag_files.CLASS_OF_PARAMS:
         settings[name] = utils.parse_json_object(settings[name])
     settings["profile_steps"] = tuple(map(int, settings["profile_steps"]))
     return from_settings(settings)
@@ -277,7 +277,7 @@ def read(flag_values: flags.FlagValues) -> Config:
 
 def define_flags() -> None:
     """Defines the flags of train.py."""
-    _define_recipe_flag()  # First, since what is wrong is reported in this order.
+    _define_recipe_flag()  # First, since errors are reported in this order.
     _define_data_flags()
     _define_model_flags()
     _define_optimizer_flags()
@@ -345,7 +345,7 @@ def _define_data_flags() -> None:
         "auto",
         ["auto", "memory", "none"],
         "Whether decoded pictures stay in memory for the next epochs. auto: if they need at most a quarter of the free "
-        "memory. The order of examples is the same either way. What frozen layers make of pictures is kept likewise.",
+        "memory. The order of examples is the same either way. The output of frozen layers is kept by the same rule.",
         module_name="data",
     )
     flags.DEFINE_integer("num_readers", 8, "How many shards are read in turn.", lower_bound=1, module_name="data")

@@ -21,15 +21,15 @@ def load_specs(train_dirs: Sequence[str]) -> list[ModelSpec]:
     """Returns what is needed to build the model of each train_dir.
 
     Raises:
-        UserError: if one holds no model, or it cannot be built with the present classes.
+        UserError: if one holds no model, or its model cannot be built with the present classes.
     """
     return [train_dir.load_spec(one) for one in train_dirs]
 
 
 def open_reader_for(specs: Sequence[ModelSpec], is_labelled: bool) -> BaseReader:
-    """Returns the reader of a model; of several models one that returns the images of each.
+    """Returns the reader of a model, or for several models one reader that returns the images of each.
 
-    Models with the same image_size and resize_method share their images, so a photo is decoded once a size.
+    Models with the same image_size and resize_method share their images, so a photo is decoded once per size.
 
     Args:
         specs: the models.

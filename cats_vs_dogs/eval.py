@@ -143,10 +143,10 @@ def open_data(
 
 
 def check_ensemble_flags(train_dirs: Sequence[str], run_once: bool, model: str | None, label_loss: str | None) -> None:
-    """Checks the flags that several models do not take.
+    """Checks the flags that an ensemble restricts.
 
     Raises:
-        UserError: if one of them is wrong.
+        UserError: if --model or --label_loss is given, or --run_once is missing.
     """
     if len(train_dirs) == 1:
         return

@@ -283,8 +283,8 @@ class EvaluationMetrics:
         Returns:
             "num_examples"; "avg_hit_at_one", "avg_perr" and, if it is known, "avg_loss", means over examples; "aps",
             the average precision of cats and of dogs, and "map", the mean of the two; "gap", "log_loss", "roc_auc" and
-            "ece";
-            "confusion", see `calculate_confusion`; "precision", "recall" and "f1", each a dict with "cat" and "dog".
+            "ece"; "confusion", see `calculate_confusion`; "precision", "recall" and "f1", each a dict with "cat" and
+            "dog".
 
         Raises:
             ValueError: if nothing was accumulated.

@@ -18,7 +18,7 @@ from cats_vs_dogs.prediction import Predictor
 _TOP_K = 2
 _NUM_WORST = 10  # Mistakes that the table shows.
 _NUM_IN_HISTOGRAM = 64  # Pictures whose pixels the histogram counts, so that it costs less than a batch.
-# What tables show, and its key in the metrics.
+# Metrics in the tables: the name that is shown, and the key in the metrics.
 _NAMES = {
     "accuracy": "avg_hit_at_one",
     "log loss": "log_loss",
@@ -34,8 +34,8 @@ class Evaluation:
     """The result of one pass over the examples.
 
     Attributes:
-        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns. Of an ensemble also "members": what
-            was said about each model, with its "avg_hit_at_one", "log_loss", "roc_auc" and "ece".
+        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns. For an ensemble also "members": a
+            dict for each model, see `Evaluator.evaluate`, with its "avg_hit_at_one", "log_loss", "roc_auc" and "ece".
         mistakes: all of them, the most confident first.
     """
 
@@ -111,8 +111,8 @@ class Evaluator:
             step: the step of the weights.
             events: where the summaries of batches go.
             should_stop: asked after each batch; once it returns True, the evaluation is given up.
-            members: of an ensemble, what the metrics shall say about each model, such as its "train_dir"; () for one
-                model.
+            members: for an ensemble, a dict for each model, such as its "train_dir" and "step", which the metrics
+                repeat; () for one model.
 
         Returns:
             The result; None if it was given up.

@@ -180,7 +180,7 @@ def _folders_among(found: set[str], pattern: str) -> set[str]:
 
 
 def real_path(path: str) -> str:
-    """Returns a text that all names of the same file or folder share, as far as one can see."""
+    """Returns the path without links; on an object store, without the slash at the end. Equal ones are one file."""
     return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 

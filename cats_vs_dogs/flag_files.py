@@ -1,7 +1,7 @@
-"""Files of flags: the kit's recipes, and what --flagfile names.
+"""Files of flags: the kit's recipes, and the files that --flagfile names.
 
-A recipe is a file of the folder `recipes`, in the format of --flagfile: one --name=value in a line, without the quotes
-of a shell. Lines that start with # are comments; the first line of a recipe is one that says what it gives.
+A recipe is a file in the folder `recipes`, in the format of --flagfile: one --name=value per line, without the quotes
+of a shell. Lines that start with # are comments. The first line of a recipe is a comment that says what it gives.
 """
 
 import glob
@@ -15,9 +15,9 @@ from absl import flags
 RECIPES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "recipes")
 
 # Flags that hold the parameters of a class as JSON, and the flag that names the class.
-_CLASS_OF_PARAMS = {"model_params": "model", "loss_params": "label_loss", "optimizer_params": "optimizer"}
+CLASS_OF_PARAMS = {"model_params": "model", "loss_params": "label_loss", "optimizer_params": "optimizer"}
 
-# An argument such as --image_size=64, and the place in a file that it comes from; "": from the command line.
+# An argument such as --image_size=64, and its place in a file; "" if it is from the command line.
 Argument = tuple[str, str]
 
 
@@ -50,7 +50,7 @@ def _recipe_arguments(name: str) -> list[Argument]:
 
 
 def _read(path: str) -> list[Argument]:
-    """Returns the lines of a file of flags that are no comments, each with its place.
+    """Returns the lines of a file of flags without the comments, each with its place.
 
     Raises:
         flags.Error: if it cannot be read.
@@ -65,12 +65,12 @@ def _read(path: str) -> list[Argument]:
 
 
 def read_arguments(texts: Iterable[str], has_recipe: bool) -> list[Argument]:
-    """Returns the arguments of a command line, with the lines of the files that --flagfile and --recipe name.
+    """Returns the arguments of a command line and of the files that its --flagfile and --recipe name.
 
-    Those of the recipe come first, so that all others win, wherever they stand.
+    The recipe's come first, so every other argument overrides them, wherever it stands.
 
     Args:
-        texts: the command line without the program.
+        texts: the command line without the program's name.
         has_recipe: whether the script has the flag --recipe.
 
     Raises:
@@ -79,20 +79,20 @@ def read_arguments(texts: Iterable[str], has_recipe: bool) -> list[Argument]:
     arguments = _expand((text, "") for text in texts)
     recipe = _recipe_in(arguments) if has_recipe else ""
     if recipe and recipe not in recipes():
-        return [(f"--recipe={recipe}", "")]  # Its validator says so. Other errors would only follow from it.
+        return [(f"--recipe={recipe}", "")]  # Its validator reports this. Other errors would only follow from it.
     return [*_recipe_arguments(recipe), *arguments]
 
 
 def _expand(arguments: Iterable[Argument], opened: Sequence[str] = ()) -> list[Argument]:
-    """Replaces each --flagfile by the lines of its file, as absl does, but knows where they come from.
+    """Replaces each --flagfile with the lines of its file, as absl does, and notes the place of each line.
 
     Args:
         arguments: those of a command line or of a file.
-        opened: the files that lead to this one.
+        opened: the files that led to these arguments, to find a file that includes itself.
     """
     expanded, rest = [], iter(arguments)
     for argument, place in rest:
-        if argument == "--":  # What follows are no flags.
+        if argument == "--":  # No flags follow.
             return [*expanded, (argument, place), *rest]
         found = re.fullmatch(r"--?flagfile(?:=(.*))?", argument, re.DOTALL)
         if not found:
@@ -120,16 +120,16 @@ def _recipe_in(arguments: Sequence[Argument]) -> str:
 def merge_params(flag_values: flags.FlagValues) -> None:
     """Merges the parameters of classes (model_params and so on) key by key with those of the recipe.
 
-    The recipe's are left out if another class is named than the recipe's, or if the flag is given as empty.
+    The recipe's parameters are dropped if the user names another class, or passes an empty flag.
 
     Args:
-        flag_values: what was parsed.
+        flag_values: the parsed flags.
 
     Raises:
-        flags.Error: if the recipe's are no JSON object.
+        flags.Error: if the recipe's parameters are not a JSON object.
     """
     recipe = read_recipe(flag_values.recipe)
-    for params, named_by in _CLASS_OF_PARAMS.items():
+    for params, named_by in CLASS_OF_PARAMS.items():
         if params not in recipe:
             continue
         flag, class_flag = flag_values[params], flag_values[named_by]
@@ -137,7 +137,7 @@ def merge_params(flag_values: flags.FlagValues) -> None:
         if class_flag.value != recipe.get(named_by, class_flag.default):
             flag.value = flag.value if is_given else ""
         elif is_given and flag.value:
-            try:  # A validator has checked the flag, which is not the recipe's now.
+            try:  # A validator has checked the user's value, but not the recipe's.
                 merged = dict(json.loads(recipe[params])) | json.loads(flag.value)
             except (TypeError, ValueError) as error:
                 raise flags.Error(f"--{params}={recipe[params]} in the recipe: expected a JSON object") from error

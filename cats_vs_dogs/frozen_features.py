@@ -1,7 +1,7 @@
-"""Features: what the frozen part of a model makes of each picture. They never change, so they are calculated once.
+"""Features: the output of a model's frozen part for each picture. They never change, so they are calculated once.
 
 Training on features gives the same model as training on pictures, but runs only the part that learns. The features are
-also kept in the user's cache folder, so that the next run, with another head or other rates, need not calculate them.
+also kept in the user's cache folder, so the next run, with another head or other rates, reads them.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from cats_vs_dogs import decoding, files, readers, untracked
 from cats_vs_dogs.models import BuiltModel
 from cats_vs_dogs.utils import UserError
 
-_BATCH_SIZE = 64  # The same for all runs, since another one may give other last bits.
-_MAX_KEPT_BYTES = 4 * 2**30  # What all kept features together may take.
+_BATCH_SIZE = 64  # The same in all runs, since another one may change the last bits.
+_MAX_KEPT_BYTES = 4 * 2**30  # Limit for all kept features together.
 _COLUMNS = ("ids", "features", "labels")
 
 
-def num_bytes(model: BuiltModel, num_examples: int, num_views: int) -> int:
-    """Returns how many bytes the features of pictures take, with `num_views` views of each."""
-    return 4 * num_views * num_examples * int(np.prod(model.frozen.output_shape[1:]))
+def num_bytes(model: BuiltModel, num_examples: int, with_mirrored: bool) -> int:
+    """Returns how many bytes the features of `num_examples` pictures take; see `calculate`."""
+    return 4 * (1 + with_mirrored) * num_examples * int(np.prod(model.frozen.output_shape[1:]))
 
 
 def calculate(
@@ -38,11 +38,11 @@ def calculate(
         model: has a frozen part and its weights.
         reader: how to read a labelled record.
         shards: what to read.
-        with_mirrored: whether the mirror images have features, too.
+        with_mirrored: whether to calculate features of the mirror images, too.
 
     Returns:
-        Ids, string [n]; features, float32 [n, views, ...], of the picture and of its mirror image; labels, int32
-        [n, 1]; all in the order of the shards and in the CPU's memory.
+        Ids, string [n]; features, float32 [n, views, ...], where the views are the picture and perhaps its mirror
+        image; labels, int32 [n, 1]. All are in the order of the shards and in the CPU's memory.
 
     Raises:
         UserError: if the frozen part differs between training and evaluation.
@@ -54,8 +54,8 @@ def calculate(
         return model.frozen(readers.scale_images(images), training=False)
 
     graph = features_of.get_concrete_function().graph
-    number = _number(graph, model.frozen, reader, shards, with_mirrored)
-    folder = number and os.path.join(files.cache_folder(), "features", number)
+    key = _key(graph, model.frozen, reader, shards, with_mirrored)
+    folder = key and os.path.join(files.cache_folder(), "features", key)
     what = f"{shards.num_examples:,} pictures{' and their mirror images' if with_mirrored else ''}"
     if folder and (columns := _read(folder)):
         logging.info("Features of %s: read from %s.", what, folder)
@@ -77,7 +77,7 @@ def calculate(
 
 
 def _check(model: BuiltModel, images: tf.Tensor) -> None:
-    """Checks that the frozen part does the same in training and in evaluation, with a few pictures.
+    """Checks with a few pictures that the frozen part computes the same in training and in evaluation.
 
     Raises:
         UserError: if it does not.
@@ -93,31 +93,31 @@ def _check(model: BuiltModel, images: tf.Tensor) -> None:
         )
 
 
-def _number(
+def _key(
     graph: tf.Graph, frozen: keras.Model, reader: readers.BaseReader, shards: readers.Shards, with_mirrored: bool
 ) -> str | None:
-    """Returns a number that stands for all that the features depend on; None if that is not known."""
+    """Returns a hash of everything that the features depend on; None if that is not known."""
     keys = shards.index and shards.index.keys()
     if keys is None or not shards.index.has_labels:  # A reader of the user's own may depend on anything.
         return None
     labels = np.array([example.label for example in shards.index], np.int64)
-    number = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     devices = sorted({device.device_type for device in tf.config.list_logical_devices()})
     reading = (reader.image_size, reader.resize_method, with_mirrored)
-    number.update(repr((untracked.graph_number(graph), *reading, tf.__version__, keras.__version__, devices)).encode())
+    digest.update(repr((untracked.graph_number(graph), *reading, tf.__version__, keras.__version__, devices)).encode())
     for module in (decoding, readers):
-        number.update(files.read_bytes(module.__file__))
+        digest.update(files.read_bytes(module.__file__))
     for values in (keys, labels, *(weight.numpy() for weight in frozen.weights)):
-        number.update(repr((values.shape, values.dtype)).encode())
-        number.update(np.ascontiguousarray(values))
-    return number.hexdigest()
+        digest.update(repr((values.shape, values.dtype)).encode())
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
 
 
 # ---- Files of features: a folder for each set, with an array in a file for each column.
 
 
 def _read(folder: str) -> tuple[tf.Tensor, ...] | None:
-    """Returns the columns in a folder; None if it is not there or damaged."""
+    """Returns the columns in a folder; None if the folder is missing or damaged."""
     try:
         arrays = [np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in _COLUMNS]
         specs = [tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype)) for array in arrays[1:]]
@@ -152,7 +152,7 @@ def _keep(folder: str, columns: tuple[tf.Tensor, ...]) -> str:
 
 
 def _make_room(parent: str, size: int) -> bool:
-    """Deletes the features that were not used for the longest time, and returns whether there is room for more."""
+    """Deletes the least recently used features until `size` more bytes fit; returns whether they do."""
     if size > min(_MAX_KEPT_BYTES, shutil.disk_usage(parent).free // 4):
         return False
     folders = sorted(filter(os.path.isdir, (entry.path for entry in os.scandir(parent))), key=os.path.getmtime)

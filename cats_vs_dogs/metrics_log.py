@@ -107,7 +107,7 @@ def record_evaluation(events: EventFile, metrics: Mapping[str, Any]) -> None:
 
 
 def _fill(line: str, row: Mapping[str, Any]) -> str:
-    """Returns a log line with the figures of a row; without its part about the loss if the row has none."""
+    """Fills in a log line; without its part about the loss if the row has no loss, as that of an ensemble."""
     if not {"loss", "avg_loss"} & row.keys():
         line = " | ".join(part for part in line.split(" | ") if "Loss: {" not in part)
     return line.format(**row)

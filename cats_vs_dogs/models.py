@@ -9,7 +9,7 @@ import keras
 from cats_vs_dogs import porting, untracked
 from cats_vs_dogs.utils import UserError, accepted_arguments, place_of
 
-_OUTPUTS = ("predictions", "loss", "regularization_loss")
+_LOSSES = ("loss", "regularization_loss")
 
 
 class BaseModel:
@@ -40,8 +40,8 @@ class BaseModel:
             another kind, or of shape [batch, num_classes]. Three keys are optional: "loss", a scalar that replaces the
             label loss; "regularization_loss", a scalar that is added to the loss, multiplied by
             --regularization_penalty; and "features", a tensor [batch, ...] where the frozen part of the model ends.
-            All layers before it must be frozen, and all else be computed from it. Training then calculates the
-            features once a picture, not once an epoch, see `frozen_features`.
+            All layers before it must be frozen, and all other outputs computed from it. Training then calculates the
+            features once per picture, not in every epoch; see `frozen_features`.
         """
         raise NotImplementedError
 
@@ -184,7 +184,7 @@ def _make_networks(
 ) -> tuple[keras.Model, keras.Model | None]:
     """Returns the network from images to predictions, and one with the model's own losses if it has any."""
     predictions = _as_float32(result["predictions"])
-    losses = {key: _as_float32(result[key]) for key in _OUTPUTS[1:] if _is_symbolic(result.get(key))}
+    losses = {key: _as_float32(result[key]) for key in _LOSSES if _is_symbolic(result.get(key))}
     try:
         network = keras.Model(images, predictions, name=name)
         with_losses = None
@@ -210,7 +210,7 @@ def _split(
         return None, None
     if features is images:
         raise UserError(f'{name}.create_model: "features" is model_input itself; leave it out, nothing is frozen')
-    outputs = {key: _as_float32(result[key]) for key in _OUTPUTS if _is_symbolic(result.get(key))}
+    outputs = {key: _as_float32(result[key]) for key in ("predictions", *_LOSSES) if _is_symbolic(result.get(key))}
     try:
         frozen = keras.Model(images, _as_float32(features), name="frozen")
         head = keras.Model([features, labels], outputs, name="head")
@@ -234,7 +234,7 @@ def _split(
 
 
 def _differs_in_training(layer: keras.Layer) -> bool:
-    """Whether a layer of Keras does something else in training than in evaluation, although it learns nothing."""
+    """Whether a frozen layer of Keras computes something else in training than in evaluation."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return layer.trainable
     return (hasattr(layer, "seed_generator") or hasattr(layer, "generator")) and getattr(layer, "rate", 1.0) != 0.0
@@ -300,7 +300,7 @@ def _check_result(name: str, result: Any, num_classes: int) -> None:
     features = result.get("features")
     if features is not None and not (_is_symbolic(features) and len(features.shape) > 1 and features.shape[0] is None):
         raise UserError(f'{where}: "features" must be a Keras tensor [batch, ...]; it is {_describe(features)}')
-    for key in ("loss", "regularization_loss"):
+    for key in _LOSSES:
         value = result.get(key)
         if value is None or (_is_symbolic(value) and len(value.shape) == 0):
             continue

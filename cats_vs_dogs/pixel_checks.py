@@ -136,7 +136,7 @@ def _has_value_range(layer: keras.Operation) -> bool:
 
 
 class _Seen(Exception):  # noqa: N818 - It is no error.
-    """Ends the run of a network when all calls that matter have been seen."""
+    """Stops the run of a network early, once all calls that matter have been seen."""
 
 
 def _run(network: keras.Model, image_size: int) -> list[_Call]:

@@ -22,12 +22,12 @@ class PredictedBatch:
 
     Attributes:
         ids: bytes [batch].
-        images: what the reader returned for the pictures; of several models, the largest ones.
-        probabilities: float32 [batch, 1], probability of a dog, in [0, 1]; of several models, the mean of theirs.
+        images: the pictures as the reader returned them; for several models, the largest ones.
+        probabilities: float32 [batch, 1], probability of a dog, in [0, 1]; for several models, their mean.
         by_model: float32 [models, batch, 1], the probabilities of each model.
         labels: int32 [batch, 1], 1 = dog; None if the examples are unlabelled.
-        loss: the mean label loss of the batch; None if the examples are unlabelled, or there are several models: a
-            label loss is that of one model's predictions, and each model may have another.
+        loss: the mean label loss of the batch; None if the examples are unlabelled, or for several models, which may
+            have different losses.
     """
 
     ids: np.ndarray
@@ -47,7 +47,8 @@ class Predictor:
         batches: ids, images and, for labelled examples, labels. For several models, images are a tuple with those of
             each, see `readers.ReaderForModels`.
         num_examples: number of examples, for the progress bar. None: unknown.
-        features: those of the examples, float32 [n, ...]: one model is run from them on. None: on the pictures.
+        features: those of all examples, in order, float32 [n, ...]; a single model then runs on them, not on the
+            pictures. None: it runs on the pictures.
 
     Attributes:
         graph: the TensorFlow graph with which the first model predicts a batch.

@@ -153,7 +153,7 @@ class ReaderForModels(BaseReader):
 
     Args:
         readers: one for each kind of pictures.
-        kinds: for each model, the number of its reader in `readers`.
+        kinds: for each model, the index of its reader in `readers`.
     """
 
     def __init__(self, readers: Sequence[BaseReader], kinds: Sequence[int]):
@@ -161,7 +161,7 @@ class ReaderForModels(BaseReader):
         self._kinds = kinds
 
     def prepare_serialized_examples(self, serialized_examples: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """See `BaseReader`. Instead of images it returns a tuple with the images of each model, perhaps uint8."""
+        """See `BaseReader`. Returns a tuple with the images of each model, perhaps uint8, in place of images."""
         read = [prepare_function(reader)(serialized_examples) for reader in self.readers]
         ids, _, *labels = read[0]
         return ids, tuple(read[kind][1] for kind in self._kinds), *labels
@@ -186,7 +186,7 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
     """
     prepare = reader.prepare_serialized_examples
     if type(reader) in (CatsVsDogsTestFeatureReader, CatsVsDogsFeatureReader):
-        # They need none of AutoGraph's changes, which take longer than the rest of building the pipeline.
+        # These need no AutoGraph, which takes longer than building the rest of the pipeline.
         return tf.autograph.experimental.do_not_convert(reader.decode_serialized_examples)
     if type(reader).prepare_serialized_examples is CatsVsDogsTestFeatureReader.prepare_serialized_examples:
         return reader.decode_serialized_examples
@@ -382,16 +382,16 @@ def decode_all(reader: BaseReader, shards: Shards) -> tuple[tf.Tensor, ...]:
 def collect(
     batches: Iterable[tuple[tf.Tensor, ...]], specs: Sequence[tf.TensorSpec], num_examples: int, doing: str
 ) -> tuple[tf.Tensor, ...]:
-    """Puts the rows of batches together.
+    """Joins batches into one array for each column.
 
     Each batch is copied into arrays that have room for all examples, so memory holds the rows once. They stay in the
     CPU's memory, which is larger than a GPU's.
 
     Args:
         batches: tuples of columns, [batch, ...].
-        specs: of each column.
-        num_examples: how many rows all batches together have.
-        doing: what the progress bar calls it.
+        specs: the shape and dtype of each column.
+        num_examples: number of rows in all batches together.
+        doing: the label of the progress bar.
 
     Returns:
         The columns, [num_examples, ...].

@@ -59,7 +59,7 @@ def eval_dir(train_dir: str) -> str:
 
 
 def ensemble_dir(train_dirs: Sequence[str]) -> str:
-    """Returns the folder of evaluations of several models together: in that of the first one, the same in any order."""
+    """Returns the folder for evaluations of an ensemble, in that of its first model. Its number ignores the order."""
     number = zlib.crc32("\n".join(sorted(map(files.real_path, train_dirs))).encode())
     return os.path.join(eval_dir(train_dirs[0]), f"ensemble-{number:08x}")
 

@@ -42,8 +42,8 @@ def default_patterns(model_dirs: Sequence[str], split: str, flag: str) -> list[s
         flag: the flag that was not given, for messages.
 
     Raises:
-        UserError: if it is not known what a model was trained on, there are no such shards, or the models have
-            different ones.
+        UserError: if it is not known what a model was trained on, there are no such shards, or they differ between
+            the models.
     """
     first, *others = model_dirs
     patterns, said = _find_patterns(first, split, flag)
@@ -163,9 +163,14 @@ def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Seq
 
 
 def count_known(model_dirs: Sequence[str], shards: Shards, flag: str) -> int | None:
-    """Does the same as `count_trained_on` with what train_dirs, or those of folders `best`, say of their training.
+    """Does the same as `count_trained_on` for models by what their train_dirs say about their training.
 
-    Of several models, an example counts if any of them was trained on it; the warnings name the model.
+    An example counts if any of several models was trained on it. Each warning then names its model.
+
+    Args:
+        model_dirs: see `default_patterns`.
+        shards: see `count_trained_on`.
+        flag: see `count_trained_on`.
     """
     found = []
     for model_dir in model_dirs:

@@ -102,15 +102,15 @@ class Exporter:
 
 
 def use_features(job: Job) -> bool:
-    """Returns whether to train on features that are calculated once a picture, and logs why.
+    """Returns whether to train on features that are calculated once per picture, and logs why.
 
-    The answer depends on the whole run, not on what is left of it: a resumed run does as one that was not stopped.
+    The answer depends on the whole run, not on the steps left: a resumed run does the same as an uninterrupted one.
     """
     model, settings, plan = job.classifier.model, job.settings, job.plan
     if model.frozen is None:
         return False
     augment = settings.data.augment
-    needed = frozen_features.num_bytes(model, plan.num_examples, _num_views(augment)) if not job.sizes else 0
+    needed = frozen_features.num_bytes(model, plan.num_examples, _has_mirrored(augment)) if not job.sizes else 0
     size = f"{needed / 2**20:,.0f} MiB"
     if settings.data.cache == "none":
         why_not = "--cache=none"
@@ -129,8 +129,9 @@ def use_features(job: Job) -> bool:
     return False
 
 
-def _num_views(augment: str) -> int:
-    return 2 if augment == "flip" else 1
+def _has_mirrored(augment: str) -> bool:
+    """Whether training needs features of mirror images, too."""
+    return augment == "flip"
 
 
 def make_trainer(job: Job, interrupts: Sequence[tf.Variable], on_features: bool) -> Trainer:
@@ -163,7 +164,8 @@ def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dat
 
     decoded = None
     if on_features:
-        decoded = frozen_features.calculate(job.classifier.model, job.reader, job.shards, _num_views(data.augment) > 1)
+        with_mirrored = _has_mirrored(data.augment)
+        decoded = frozen_features.calculate(job.classifier.model, job.reader, job.shards, with_mirrored)
     elif use_cache(data.cache, job.reader, job.shards, epochs_left):
         decoded = readers.decode_all(job.reader, job.shards)
     return readers.make_training_dataset(
