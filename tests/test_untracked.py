@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cats_vs_dogs import cvd_models, losses, models
+from cats_vs_dogs import cvd_models, losses, models, untracked
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
