@@ -118,7 +118,8 @@ class Classifier:
             self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
         )
         graph = self._check(self.evaluate_batch, is_training=False)
-        self._drawn, self.graph_number = untracked.drawn_constants(graph), untracked.graph_number(graph)
+        self._drawn = untracked.drawn_constants(graph)
+        self.graph_number = untracked.graph_number(graph, self.model.variables)
         self.flip_average = flip_average  # Now, since it changes the graph.
 
     @property

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 import keras
@@ -15,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import decoding, files, readers, untracked
-from cats_vs_dogs.models import BuiltModel
+from cats_vs_dogs import files, readers, untracked
+from cats_vs_dogs.models import BuiltModel, all_layers
 from cats_vs_dogs.utils import UserError
 
 _BATCH_SIZE = 64  # The same in all runs, since another one may change the last bits.
@@ -58,6 +59,8 @@ def calculate(
     folder = key and os.path.join(files.cache_folder(), "features", key)
     what = f"{shards.num_examples:,} pictures{' and their mirror images' if with_mirrored else ''}"
     if folder and (columns := _read(folder)):
+        if not all(type(layer).__module__.startswith("keras.") for layer in all_layers(model.frozen)):
+            _check(model, next(iter(batches))[1])  # The number stands for evaluation alone.
         logging.info("Features of %s: read from %s.", what, folder)
         return columns
 
@@ -98,15 +101,18 @@ def _key(
 ) -> str | None:
     """Returns a hash of everything that the features depend on; None if that is not known."""
     keys = shards.index and shards.index.keys()
-    if keys is None or not shards.index.has_labels:  # A reader of the user's own may depend on anything.
+    if keys is None or type(reader) is not readers.CatsVsDogsFeatureReader:  # One of the user's own may read anything.
+        return None
+    reading = (
+        tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
+    )
+    if untracked.depends_on_more(reading):
         return None
     labels = np.array([example.label for example in shards.index], np.int64)
     digest = hashlib.blake2b(digest_size=16)
     devices = sorted({device.device_type for device in tf.config.list_logical_devices()})
-    reading = (reader.image_size, reader.resize_method, with_mirrored)
-    digest.update(repr((untracked.graph_number(graph), *reading, tf.__version__, keras.__version__, devices)).encode())
-    for module in (decoding, readers):
-        digest.update(files.read_bytes(module.__file__))
+    graphs = (untracked.graph_number(graph, frozen.weights), untracked.graph_number(reading), with_mirrored)
+    digest.update(repr((graphs, tf.__version__, keras.__version__, devices)).encode())
     for values in (keys, labels, *(weight.numpy() for weight in frozen.weights)):
         digest.update(repr((values.shape, values.dtype)).encode())
         digest.update(np.ascontiguousarray(values))
@@ -120,6 +126,8 @@ def _read(folder: str) -> tuple[tf.Tensor, ...] | None:
     """Returns the columns in a folder; None if the folder is missing or damaged."""
     try:
         arrays = [np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in _COLUMNS]
+        if np.load(os.path.join(folder, "checksums.npy")).tolist() != [zlib.crc32(array) for array in arrays]:
+            return None
         specs = [tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype)) for array in arrays[1:]]
         os.utime(folder)  # The oldest ones are deleted first.
     except (OSError, ValueError, EOFError):
@@ -138,9 +146,11 @@ def _keep(folder: str, columns: tuple[tf.Tensor, ...]) -> str:
             return ""
         temporary = tempfile.mkdtemp(dir=parent, prefix="unfinished-")
         try:
-            for name, column in zip(_COLUMNS, columns, strict=True):
-                values = column.numpy()
-                np.save(os.path.join(temporary, f"{name}.npy"), values.astype("S") if name == "ids" else values)
+            ids, *others = (column.numpy() for column in columns)
+            arrays = [ids.astype("S"), *others]
+            checksums = np.array([zlib.crc32(array) for array in arrays])  # After a power failure, files hold zeros.
+            for name, array in zip((*_COLUMNS, "checksums"), (*arrays, checksums), strict=True):
+                np.save(os.path.join(temporary, f"{name}.npy"), array)
             shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
             os.rename(temporary, folder)
         finally:

@@ -210,6 +210,11 @@ def _split(
         return None, None
     if features is images:
         raise UserError(f'{name}.create_model: "features" is model_input itself; leave it out, nothing is frozen')
+    if images.shape[1] and None in features.shape[1:]:
+        raise UserError(
+            f'{name}.create_model: "features" must have a shape that is known before training, not {features.shape}; '
+            "give it one with keras.layers.Reshape, or name another tensor"
+        )
     outputs = {key: _as_float32(result[key]) for key in ("predictions", *_LOSSES) if _is_symbolic(result.get(key))}
     try:
         frozen = keras.Model(images, _as_float32(features), name="frozen")

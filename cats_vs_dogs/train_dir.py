@@ -316,7 +316,7 @@ def make_record(
         "shards": {files.absolute_path(path): count for path, count in shards.items()},
         "parameters": num_parameters,
         "replicas": num_replicas,
-        "graph": graph_number,
+        "calculation": graph_number,
     }
 
 
@@ -408,7 +408,7 @@ def warn_of_other_graph(train_dir: str, graph_number: int) -> None:
     with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being used.
         _, run = find_run(train_dir)
     # Another version of a library may have other operations for the same.
-    if run.get("versions") == _versions() and run.get("graph", graph_number) != graph_number:
+    if run.get("versions") == _versions() and run.get("calculation", graph_number) != graph_number:
         logging.warning(
             "the model in %s is built with other operations or constants than in training, so its answers differ: its "
             "code has changed, or it depends on a file, an environment variable, hash(), or the order of a set; build "

@@ -1,5 +1,6 @@
 """Finds what a checkpoint of a model would not hold: variables that Keras does not track, and constants."""
 
+import hashlib
 import linecache
 import os
 import re
@@ -22,8 +23,12 @@ _CREATED_LATE = re.compile(r"not be lifted|Unable to lift|singleton tf\.Variable
 _RANDOM = re.compile(
     r"Random(Uniform|UniformInt|StandardNormal|Gamma|Poisson|PoissonV2|Shuffle)|(Parameterized)?TruncatedNormal|Multinomial"
 )
-# Operations that read variables, in another order on several devices.
-_READING = ("Placeholder", "ReadVariableOp", "Identity", "NoOp")
+# Operations that call Python code.
+_PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+# Operations that pass on what they get; on several devices there are other ones.
+_READING = ("ReadVariableOp", "Identity")
+# Attributes that say how this process runs a function.
+_SETTINGS = ("config", "config_proto", "executor_type")
 _KIT = tuple(os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ("classifier.py", "models.py"))
 
 
@@ -92,7 +97,7 @@ def check_predictions(graph: tf.Graph, seeds: Sequence[keras.Variable], what: st
         for kind in (op.type, *_types_called(op.node_def, library)):
             if _RANDOM.fullmatch(kind):
                 raise UserError(random % _place([op]))
-            if kind in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
+            if kind in _PYTHON:
                 raise UserError(exported % ("Python code", _place([op])))
 
 
@@ -146,13 +151,82 @@ def drawn_constants(graph: tf.Graph) -> int:
     return number
 
 
-def graph_number(graph: tf.Graph) -> int:
-    """Returns a number that graphs of the same operations and constants share, such as those of a model built twice."""
-    types = [op.type for op in graph.get_operations() if op.type not in _READING]
-    number = zlib.crc32(" ".join(types).encode())
-    for value in _constants(graph):
-        number = zlib.crc32(value.tobytes() if value.dtype != object else str(value.tolist()).encode(), number)
-    return number
+def graph_number(graph: tf.Graph, variables: Sequence[keras.Variable] = ()) -> int:
+    """Returns a number that graphs share if they calculate the same, such as those of a model that is built twice.
+
+    It stands for all operations that the outputs need, with their attributes, such as strides, their constants and
+    their order. The values of variables do not count, but which variable is used where.
+
+    Args:
+        graph: the graph of a `tf.function`.
+        variables: those of the model, in an order that is the same each time.
+    """
+    places = {id(handle): place for place, variable in enumerate(variables) for handle in _handles(variable.value)}
+    leaves = {tensor.op.name: _digest("input", place) for place, tensor in enumerate(graph.inputs)}
+    for captured, placeholder in graph.captures:
+        is_constant = captured.dtype not in (tf.resource, tf.variant)
+        value = _bytes_of(captured.numpy()) if is_constant else places.get(id(captured), "unknown")
+        leaves[placeholder.op.name] = _digest("captured", captured.dtype.name, captured.shape, value)
+    definition = graph.as_graph_def()
+    library = {function.signature.name: function for function in definition.library.function}
+    numbers = _number_nodes(definition.node, leaves, library)
+    outputs = [(numbers[tensor.op.name], tensor.value_index) for tensor in graph.outputs]
+    return int.from_bytes(_digest(outputs)[:8], "big") >> 1  # JSON has signed numbers.
+
+
+def depends_on_more(graph: tf.Graph) -> bool:
+    """Whether a graph uses what its `graph_number` does not stand for: Python code, a file, a table or a variable."""
+    definition = graph.as_graph_def()
+    functions = [node for function in definition.library.function for node in function.node_def]
+    kinds = {node.op for node in (*definition.node, *functions)}
+    return bool(kinds & {*_PYTHON, "ReadFile"}) or any(tensor.dtype == tf.resource for tensor, _ in graph.captures)
+
+
+def _number_nodes(nodes: Iterable[Any], leaves: dict[str, bytes], library: dict[str, Any]) -> dict[str, bytes]:
+    """Returns a number for each node of a graph or function, by its name: of what it does, and with which inputs.
+
+    Names do not count, nor do devices and what begins with "_": they differ between two graphs of the same model.
+    """
+    numbers = dict(leaves)
+    for node in nodes:  # Inputs come before what they are used by.
+        if node.name in leaves:
+            continue
+        inputs = []
+        for text in node.input:
+            name, _, output = text.partition(":")
+            if not name.startswith("^"):  # Else it is about the order in time.
+                inputs.append((numbers.get(name), output))
+        if node.op in _READING and len(inputs) == 1:
+            numbers[node.name] = numbers[node.input[0].partition(":")[0]]
+            continue
+        attributes = [
+            (name, _number_attribute(node.attr[name], library))
+            for name in sorted(node.attr)
+            if not name.startswith("_") and name not in _SETTINGS
+        ]
+        numbers[node.name] = _digest(node.op, attributes, inputs)
+    return numbers
+
+
+def _number_attribute(value: Any, library: dict[str, Any]) -> bytes | list[bytes]:
+    functions = [library[function.name] for function in (value.func, *value.list.func) if function.name in library]
+    if not functions:
+        return value.SerializeToString(deterministic=True)
+    found = []
+    for function in functions:
+        inputs = {argument.name: _digest("input", i) for i, argument in enumerate(function.signature.input_arg)}
+        numbers = _number_nodes(function.node_def, inputs, library)
+        results = [function.ret[argument.name].partition(":") for argument in function.signature.output_arg]
+        found.append(_digest([(numbers.get(name), output) for name, _, output in results]))
+    return found
+
+
+def _digest(*values: Any) -> bytes:
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).digest()
+
+
+def _bytes_of(value: np.ndarray) -> bytes:
+    return value.tobytes() if value.dtype != object else str(value.tolist()).encode()
 
 
 def _constants(graph: tf.Graph) -> list[np.ndarray]:

@@ -200,7 +200,12 @@ def test_damaged_features_are_calculated_again(tmp_path, shards, harm):
     whole = trained(tmp_path / "model", shards, eval_data_pattern="")
     harm(kept(tmp_path)[0])
     assert_equal(trained(tmp_path / "again", shards, eval_data_pattern=""), whole)
-    assert {path.name for path in kept(tmp_path)[0].iterdir()} == {"features.npy", "ids.npy", "labels.npy"}
+    assert {path.name for path in kept(tmp_path)[0].iterdir()} == {
+        "checksums.npy",
+        "features.npy",
+        "ids.npy",
+        "labels.npy",
+    }
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_warning(tmp_path, shards, monkeypatch, caplog):

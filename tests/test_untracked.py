@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from cats_vs_dogs import cvd_models, losses, models
+from cats_vs_dogs import cvd_models, losses, models, untracked
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
@@ -252,3 +252,37 @@ def test_a_variable_in_a_loss(monkeypatch, loss, said):
     monkeypatch.setattr(losses, loss.__name__, loss, raising=False)
     with pytest.raises(UserError, match=f"OwnModel with {loss.__name__} uses the variable {said} .*test_untracked"):
         classifier_with(monkeypatch, WithList, loss.__name__)
+
+
+def strided(strides):
+    return lambda net: keras.layers.Conv2D(4, 3, strides=strides)(net)
+
+
+def pooled(size):
+    return lambda net: keras.layers.MaxPooling2D(size)(net)
+
+
+def less_sine(swapped):
+    return lambda net: keras.ops.sin(net) - net if swapped else net - keras.ops.sin(net)
+
+
+def looped(factor):
+    def multiply(value):
+        return value * factor
+
+    return lambda net: keras.layers.Lambda(lambda images: tf.map_fn(multiply, images))(net)
+
+
+@pytest.mark.parametrize(
+    ("make", "one", "other"),
+    [(strided, 1, 2), (pooled, 2, 3), (less_sine, False, True), (looped, 2.0, 3.0)],
+    ids=["strides", "window", "order", "inside a loop"],
+)
+def test_graphs_share_a_number_only_if_they_calculate_the_same(make, one, other):
+    def number(value):
+        images = keras.Input((12, 12, 3))
+        model = keras.Model(images, keras.layers.GlobalAveragePooling2D()(make(value)(images)))
+        function = tf.function(model, input_signature=[tf.TensorSpec([None, 12, 12, 3])])
+        return untracked.graph_number(function.get_concrete_function().graph, model.variables)
+
+    assert number(one) == number(one) != number(other)
