@@ -283,11 +283,8 @@ def test_folders(tmp_path, name, inside, said):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-@pytest.mark.parametrize(
-    "name",
-    ["ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionV3", "MobileNetV2"]
-    + ["MobileNetV3Large", "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception"],
-)
+# Chosen from 12 that were tried: layers of their own, a Normalization layer, names and numbers, parallel branches.
+@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0", "MobileNetV2", "NASNetMobile"])
 def test_families_calculate_the_same_with_the_weights_of_a_file(tmp_path, name):
     rng = np.random.default_rng(0)
     source = backbones.build(name, 96)
