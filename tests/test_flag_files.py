@@ -293,7 +293,7 @@ def test_a_poor_model_is_answered_with_the_recipes_unless_it_is_made_with_one(tm
     (tmp_path / "best").mkdir()
     for run in ({}, {"flags": {"recipe": ""}}, {"flags": {"recipe": "quick"}}):
         train_dir.save_record(str(tmp_path), run)
-        with caplog.at_level("INFO"):
+        with caplog.at_level("INFO", logger="absl"):
             advice.log_recipes(metrics(141, 109, 150, 100), str(tmp_path))
             advice.log_recipes(metrics(141, 109, 150, 100), str(tmp_path / "best"))
             advice.log_recipes(metrics(240, 10, 240, 10), str(tmp_path))
