@@ -6,8 +6,7 @@ from typing import Any
 
 from absl import logging
 
-from cats_vs_dogs import flag_files, train_dir
-from cats_vs_dogs.labels import CLASS_NAMES
+from cats_vs_dogs import eval_util, flag_files, train_dir
 from cats_vs_dogs.utils import UserError
 
 _FEWEST_EXAMPLES = 100  # With fewer, or with a smaller share of one class, chance decides too much.
@@ -21,7 +20,7 @@ def is_poor(metrics: Mapping[str, Any]) -> bool:
     Args:
         metrics: see `evaluation.Evaluation`.
     """
-    sizes = _class_sizes(metrics).values()
+    sizes = eval_util.class_sizes(metrics["confusion"]).values()
     guessing = max(sizes) / sum(sizes)
     if sum(sizes) < _FEWEST_EXAMPLES or 1 - guessing < _SMALLEST_SHARE:
         return False
@@ -40,16 +39,10 @@ def log_recipes(metrics: Mapping[str, Any], model_dir: str) -> None:
         _, run = train_dir.find_run(model_dir)
     if not is_poor(metrics) or run.get("flags", {}).get("recipe"):
         return
-    sizes = _class_sizes(metrics)
+    sizes = eval_util.class_sizes(metrics["confusion"])
     larger = max(sizes, key=sizes.__getitem__)
     logging.info(
         "Hardly better than the answer %s for every picture: accuracy %.3f instead of %.3f. Recipes for better models: "
         "train.py --recipe=NAME, with %s as NAME.",
         *(larger, metrics["avg_hit_at_one"], sizes[larger] / sum(sizes.values()), " or ".join(flag_files.recipes())),
     )
-
-
-def _class_sizes(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the number of examples of each class."""
-    counts = metrics["confusion"]
-    return {name: sum(counts[f"{name}s_as_{called}s"] for called in CLASS_NAMES) for name in CLASS_NAMES}

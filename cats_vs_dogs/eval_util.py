@@ -173,6 +173,11 @@ def calculate_confusion(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
     }
 
 
+def class_sizes(confusion: dict[str, int]) -> dict[str, int]:
+    """Returns the number of examples of each class, from a confusion matrix; see `calculate_confusion`."""
+    return {name: sum(confusion[f"{name}s_as_{called}s"] for called in CLASS_NAMES) for name in CLASS_NAMES}
+
+
 def calculate_precision_recall_f1(confusion: dict[str, int]) -> dict[str, dict[str, float]]:
     """Returns precision, recall and F1 of each class.
 

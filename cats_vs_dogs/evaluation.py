@@ -61,8 +61,8 @@ class Evaluation:
         metrics_log.record_evaluation(events, self.metrics)
         summaries.write_curves(events, self.metrics["step"], *self._examples)
         summaries.write_histograms(events, self.metrics["step"], self._first_images, self._examples[0])
-        for name in CLASS_NAMES:
-            if sum(self.metrics["confusion"][f"{name}s_as_{other}s"] for other in CLASS_NAMES) == 0:
+        for name, size in eval_util.class_sizes(self.metrics["confusion"]).items():
+            if not size:
                 logging.warning("there is no %s among the examples, so the metrics say little", name)
 
     def write_pictures(self, events: EventFile) -> None:

@@ -48,30 +48,30 @@ def calculate(
     Raises:
         UserError: if the frozen part differs between training and evaluation.
     """
-    batches = readers.make_dataset(reader, shards, _BATCH_SIZE)
+    read = tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+    id_spec, image_spec, label_spec = (tf.TensorSpec(one.shape, one.dtype) for one in read.structured_outputs)
 
-    @tf.function(input_signature=[batches.element_spec[1]])
+    @tf.function(input_signature=[image_spec])
     def features_of(images: tf.Tensor) -> tf.Tensor:
         return model.frozen(readers.scale_images(images), training=False)
 
     graph = features_of.get_concrete_function().graph
-    key = _key(graph, model.frozen, reader, shards, with_mirrored)
+    key = _key(graph, read.graph, model.frozen, reader, shards, with_mirrored)
     folder = key and os.path.join(files.cache_folder(), "features", key)
     what = f"{shards.num_examples:,} pictures{' and their mirror images' if with_mirrored else ''}"
     if folder and (columns := _read(folder)):
         if not all(type(layer).__module__.startswith("keras.") for layer in all_layers(model.frozen)):
-            _check(model, next(iter(batches))[1])  # The number stands for evaluation alone.
+            _check(model, read(readers.first_record(shards))[1])  # The number stands for evaluation alone.
         logging.info("Features of %s: read from %s.", what, folder)
         return columns
 
     def rows() -> Iterator[tuple[tf.Tensor, ...]]:
-        for i, (ids, images, labels) in enumerate(batches):
+        for i, (ids, images, labels) in enumerate(readers.make_dataset(reader, shards, _BATCH_SIZE)):
             if i == 0:
                 _check(model, images)
             views = [images, tf.reverse(images, [2])] if with_mirrored else [images]
             yield ids, tf.stack([features_of(view) for view in views], axis=1), labels
 
-    id_spec, _, label_spec = batches.element_spec
     specs = (id_spec, tf.TensorSpec([None, 1 + with_mirrored, *graph.outputs[0].shape[1:]], tf.float32), label_spec)
     columns = readers.collect(rows(), specs, shards.num_examples, "features")
     kept = _keep(folder, columns) if folder else ""
@@ -97,15 +97,17 @@ def _check(model: BuiltModel, images: tf.Tensor) -> None:
 
 
 def _key(
-    graph: tf.Graph, frozen: keras.Model, reader: readers.BaseReader, shards: readers.Shards, with_mirrored: bool
+    graph: tf.Graph,
+    reading: tf.Graph,
+    frozen: keras.Model,
+    reader: readers.BaseReader,
+    shards: readers.Shards,
+    with_mirrored: bool,
 ) -> str | None:
     """Returns a hash of everything that the features depend on; None if that is not known."""
     keys = shards.index and shards.index.keys()
     if keys is None or type(reader) is not readers.CatsVsDogsFeatureReader:  # One of the user's own may read anything.
         return None
-    reading = (
-        tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
-    )
     if untracked.depends_on_more(reading):
         return None
     labels = np.array([example.label for example in shards.index], np.int64)
