@@ -12,6 +12,7 @@ import tensorflow as tf
 _MAX_CUT = 0.5  # A crop removes at most this fraction of a side.
 _MAX_STRETCH = 1.6  # A crop changes the ratio of height to width by at most this factor.
 _MAX_COLOUR_CHANGE = 0.3  # The largest relative change of brightness, contrast and saturation.
+_MIXED_UNTIL = 0.85  # The fraction of the steps that mix; the last ones see whole pictures, so that it is calibrated.
 _SIZE_STEP = 32  # pixels. Networks that halve their input five times pad in the same places at each of these sizes.
 
 
@@ -89,7 +90,8 @@ def augment(
             the user's own may.
         kind: "none": no random change. "flip": mirrors half of the images left to right. "flip_crop": also cuts out a
             rectangle of at least half of each side and resizes it by bilinear sampling. "flip_crop_colour": also
-            changes brightness, contrast and saturation by up to 30 %.
+            changes brightness, contrast and saturation by up to 30 %. "flip_crop_mix": as "flip_crop"; the trainer then
+            calls `mix`.
         seed: the run's seed.
         step: int64 scalar, the step that trains on the batch.
         rows: int64 [n], each image's row in the global batch, which may be split over several devices.
@@ -112,6 +114,55 @@ def augment(
     if kind == "flip_crop_colour":
         pixels = _change_colours(pixels, *other_numbers[4:])
     return _round_to_uint8(pixels) if images.dtype == tf.uint8 else pixels / 127.5 - 1.0
+
+
+def mix(
+    images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, total_steps: int
+) -> tuple[tf.Tensor, list[tuple[tf.Tensor, tf.Tensor]]]:
+    """Mixes each image of a batch with its neighbour, for "flip_crop_mix".
+
+    Half of the steps mix nothing, a quarter blends the two images (mixup, Zhang et al. 2018), and a quarter puts a
+    rectangle of the neighbour into the image (CutMix, Yun et al. 2019). All images of a step are mixed the same way, so
+    that any loss can be used: it is the mean of the losses for both labels, weighted by the shares. The first image of
+    a pair takes the second for its neighbour and the other way round. So several devices that each get an even part of
+    a batch do as one device does.
+
+    Args:
+        images: float32 [n, height, width, 3]; an image without a neighbour, the last of an odd number, stays as it is.
+        labels: int32 [n, 1].
+        seed: the run's seed.
+        step: int64 scalar, the step that trains on the batch.
+        total_steps: the step at which training ends; the last 15 % of the steps mix nothing.
+
+    Returns:
+        (images, parts): float32 [n, height, width, 3], and (share, labels) for the image and for its neighbour. The
+        shares are float32 scalars that sum to 1. The first is at least 0.5, but for the rounding of rectangles.
+    """
+    step = tf.cast(step, tf.int64)
+    state = tf.stack([tf.cast(seed, tf.int64), -1 - step])  # No step of `augment` has it.
+    numbers = tf.random.stateless_uniform([5], state)
+    is_on, is_blended, amount, top, left = tf.unstack(numbers)
+    is_on = (is_on < 0.5) & (tf.cast(step, tf.float32) < _MIXED_UNTIL * total_steps)
+    amount = tf.where(is_on, amount / 2.0, 0.0)
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    rectangle = _is_inside(height, top, tf.sqrt(amount))[:, tf.newaxis] * _is_inside(width, left, tf.sqrt(amount))
+    taken = tf.where(is_blended < 0.5, tf.fill([height, width], amount), rectangle)
+    last = tf.shape(images)[0] - 1
+    neighbours = tf.minimum(tf.bitwise.bitwise_xor(tf.range(last + 1), 1), last)
+    mixed = images + taken[:, :, tf.newaxis] * (tf.gather(images, neighbours) - images)
+    share = tf.reduce_mean(taken)
+    return mixed, [(1.0 - share, labels), (share, tf.gather(labels, neighbours))]
+
+
+def _is_inside(size: tf.Tensor, place: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
+    """Returns 1 for the pixels of a stretch that is a fraction of a side of `size` pixels and 0 elsewhere, float32.
+
+    Its place, in [0, 1), is from the first pixels to the last.
+    """
+    size = tf.cast(size, tf.float32)
+    start = place * (1.0 - fraction) * size
+    centres = tf.range(size) + 0.5
+    return tf.cast((centres >= start) & (centres < start + fraction * size), tf.float32)
 
 
 def choose_view(views: tf.Tensor, seed: int, step: tf.Tensor, rows: tf.Tensor, batch_size: int) -> tf.Tensor:

@@ -20,7 +20,7 @@ from cats_vs_dogs import files, flag_files, path_flags, utils
 from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
-AUGMENTATIONS = ("none", "flip", "flip_crop", "flip_crop_colour")
+AUGMENTATIONS = ("none", "flip", "flip_crop", "flip_crop_colour", "flip_crop_mix")
 SCHEDULES = ("exponential", "cosine", "constant")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 BAD_EXAMPLES = ("fail", "skip")
@@ -336,7 +336,8 @@ def _define_data_flags() -> None:
         "none",
         AUGMENTATIONS,
         "How training pictures are changed at random each time they are seen. flip: mirrors half of them; flip_crop: "
-        "also cuts out at least half of each side; flip_crop_colour: also changes brightness, contrast and saturation.",
+        "also cuts out at least half of each side; flip_crop_colour: also changes brightness, contrast and saturation; "
+        "flip_crop_mix: like flip_crop, and also mixes each picture with another one, and their labels.",
         module_name="data",
     )
     define_bad_examples_flag("them in train_dir/bad_examples.csv.")

@@ -100,6 +100,11 @@ class BuiltModel:
         return self._head([features, labels], training=training)
 
     @property
+    def has_loss(self) -> bool:
+        """Whether the outputs have a "loss" of the model's own."""
+        return self._with_losses is not None and "loss" in self._with_losses.output
+
+    @property
     def trainable_variables(self) -> list[keras.Variable]:
         """The variables that the optimizer updates."""
         return self._all_layers.trainable_variables

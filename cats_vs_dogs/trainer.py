@@ -2,14 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import models
+from cats_vs_dogs import models, readers
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import OptimizerConfig
 
@@ -56,6 +56,7 @@ class Trainer:
         measures_waiting: whether to measure how long steps wait for a batch. TensorFlow does not allow it in
             deterministic mode.
         on_features: whether batches hold features, as the model's frozen part returns them, instead of images.
+        mix: mixes the images of a batch, given images, labels and step; see `augmentation.mix`. None: nothing is mixed.
 
     Attributes:
         timed_steps: number of steps timed so far: all but the first, which waits for the graph to be built.
@@ -73,6 +74,7 @@ class Trainer:
         interrupts: Sequence[tf.Variable] = (),
         measures_waiting: bool = True,
         on_features: bool = False,
+        mix: Callable | None = None,
     ):
         self.timed_steps = 0
         self.seconds = 0.0
@@ -88,6 +90,7 @@ class Trainer:
         self._clip_gradient_norm = config.clip_gradient_norm
         self._measures_waiting = measures_waiting
         self._on_features = on_features
+        self._mix = mix
         self._interrupts = interrupts
         synchronize_batch_norm(classifier.model.network, strategy, jit_compile)
         # Without XLA it is no graph of its own: inside one, devices cannot synchronise.
@@ -174,8 +177,11 @@ class Trainer:
 
     def _step_on_replica(self, images, labels, weight, interrupts):
         """Takes a step on one device; returns what is summed over all devices, and this device's part of the batch."""
+        parts = [(tf.constant(1.0), labels)]
+        if self._mix is not None:
+            images, parts = self._mix(readers.scale_images(images), labels, self._optimizer.iterations)
         gradients_of = self._gradients or self._gradients_of_batch
-        gradients, label_loss, regularization_loss, probabilities = gradients_of(images, labels, weight)
+        gradients, label_loss, regularization_loss, probabilities = gradients_of(images, parts, weight)
         # A variable that the loss does not depend on has no gradient.
         variables = self._classifier.model.trainable_variables
         has_gradient = [gradient is not None for gradient in gradients]
@@ -203,12 +209,19 @@ class Trainer:
         }
         return sums, (images, probabilities, labels)
 
-    def _gradients_of_batch(self, images, labels, weight):
-        """Returns the gradients of this replica's part of the loss, which is the mean over the global batch."""
+    def _gradients_of_batch(self, images, parts, weight):
+        """Returns the gradients of this replica's part of the loss, which is the mean over the global batch.
+
+        Args:
+            images: images or features.
+            parts: pairs of a share of the loss and the labels for it, one pair unless images are mixed.
+            weight: the fraction of the global batch.
+        """
         variables = [variable.value for variable in self._classifier.model.trainable_variables]
         with tf.GradientTape() as tape:
-            outputs = self._classifier.training_outputs(images, labels, self._on_features)
-            label_loss = weight * self._classifier.label_loss(outputs, labels)
+            outputs = self._classifier.training_outputs(images, parts[0][1], self._on_features)
+            losses = [share * self._classifier.label_loss(outputs, labels) for share, labels in parts]
+            label_loss = weight * tf.add_n(losses)
             regularization_loss = self._classifier.regularization_loss(outputs) / self._strategy.num_replicas_in_sync
             loss = label_loss + self._regularization_penalty * regularization_loss
             if self._scales_loss:

@@ -149,7 +149,26 @@ def make_trainer(job: Job, interrupts: Sequence[tf.Variable], on_features: bool)
         interrupts,
         measures_waiting=not (job.settings.system.deterministic or is_deterministic),
         on_features=on_features,
+        mix=_mix_function(job),
     )
+
+
+def _mix_function(job: Job) -> Callable | None:
+    """Returns what mixes the images of a batch, or None.
+
+    Raises:
+        UserError: if the model calculates its own loss, which takes one label for each image.
+    """
+    augment, model = job.settings.data.augment, job.classifier.model
+    if augment != "flip_crop_mix":
+        return None
+    if model.has_loss:
+        raise utils.UserError(
+            f"--augment={augment}: {model.name} calculates its own loss, which takes one label for each picture; give "
+            "another --augment, such as flip_crop"
+        )
+    seed, total_steps = job.settings.system.seed, job.plan.total_steps
+    return functools.partial(augmentation.mix, seed=seed, total_steps=total_steps)
 
 
 def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dataset:

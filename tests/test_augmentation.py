@@ -1,5 +1,7 @@
 """Augmentation: its effect on an image, and that it depends on seed, step and row only."""
 
+import collections
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -80,6 +82,52 @@ def test_floats_are_changed_like_bytes(images):
     for kind in AUGMENTATIONS:
         expected = augment(images, kind) / np.float32(127.5) - 1
         np.testing.assert_allclose(augment(floats, kind), expected, atol=0.5 / 127.5 + 1e-5)
+
+
+def mix(images, step, seed=1, total_steps=1000):
+    labels = tf.range(len(images))[:, tf.newaxis]
+    mixed, parts = augmentation.mix(tf.constant(images), labels, seed, tf.constant(step, tf.int64), total_steps)
+    return mixed.numpy(), [(float(share), labels.numpy()[:, 0].tolist()) for share, labels in parts]
+
+
+def test_mixed_images_have_the_shares_of_their_labels():
+    images = np.repeat(np.arange(5, dtype=np.float32), 10 * 12 * 3).reshape(5, 10, 12, 3)
+    kinds = collections.Counter()
+    shares = []
+    for step in range(200):
+        mixed, ((share, labels), (other_share, other_labels)) = mix(images, step)
+        assert labels == [0, 1, 2, 3, 4] and other_labels == [1, 0, 3, 2, 4]
+        assert 0.45 < share <= 1 and share + other_share == pytest.approx(1)
+        expected = share * np.array(labels) + other_share * np.array(other_labels)
+        np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)), expected, atol=1e-5)
+        if share == 1:
+            kinds["none"] += 1
+            continue
+        shares.append(share)
+        (blended,) = {len(np.unique(image)) == 1 for image in mixed[:4]}
+        kinds["blended" if blended else "rectangle"] += 1
+        if not blended:  # A rectangle of the neighbour, in the same place of each image.
+            is_other = mixed[0, :, :, 0] == 1
+            rows, columns = np.flatnonzero(is_other.any(axis=1)), np.flatnonzero(is_other.any(axis=0))
+            assert is_other[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+            assert is_other.sum() == len(rows) * len(columns) == pytest.approx(other_share * 120)
+            np.testing.assert_array_equal(mixed[2, :, :, 0] == 3, is_other)
+    assert 80 < kinds["none"] < 125 and kinds["blended"] > 30 and kinds["rectangle"] > 30
+    assert min(shares) < 0.55 and max(shares) > 0.9
+
+
+def test_mixing_is_a_function_of_seed_and_step_and_ends_before_training_does():
+    images = np.random.default_rng(0).random((4, 8, 8, 3), dtype=np.float32)
+    shares = [mix(images, step)[1][0][0] for step in range(850)]
+    assert min(shares[-10:]) < 1
+    mixed, parts = mix(images, 7)
+    np.testing.assert_array_equal(mix(images, 7)[0], mixed)
+    assert mix(images[:2], 7)[1][0][0] == parts[0][0]  # A part of a batch is mixed as the batch is.
+    assert [mix(images, step, seed=2)[1][0][0] for step in range(20)] != shares[:20]
+    for step in range(850, 1000, 10):
+        unmixed, parts = mix(images, step)
+        np.testing.assert_array_equal(unmixed, images)
+        assert parts[0][0] == 1
 
 
 def test_a_size_schedule_by_hand():

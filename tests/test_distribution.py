@@ -9,6 +9,7 @@ from conftest import REPOSITORY, forked_python, write_shards
 
 # Runs in a process of its own, since a CPU can be divided only before TensorFlow uses it.
 CODE = """
+    import functools
     import io
     import sys
     import numpy as np
@@ -38,7 +39,8 @@ CODE = """
         variables = classifier.model.trainable_variables
         optimizer = optimizers.make_optimizer("MomentumOptimizer", rate, variables)
     config = conftest.make_config(clip_gradient_norm=0.5).optimizer
-    trainer = Trainer(classifier, optimizer, cluster.strategy, config)
+    mix = functools.partial(augmentation.mix, seed=5, total_steps=10) if model == "ConvNetModel" else None
+    trainer = Trainer(classifier, optimizer, cluster.strategy, config, mix=mix)
     shards = readers.Shards({path: tfrecords.scan(path).count for path in paths})
     reader = readers.get_reader(True, size, "area")
     order = readers.Order(batch_size=16, seed=5, num_epochs=3)

@@ -122,7 +122,7 @@ def test_every_pair_of_model_and_loss(run_script, shards, tmp_path, model, label
 
 
 @pytest.mark.slow
-def test_a_users_own_models_and_loss(run_script, shards, tmp_path):
+def test_a_users_own_models_and_loss(run_script, fails_in_one_line, shards, tmp_path):
     """A contestant edits cvd_models.py and losses.py in a clone; everything else works without being touched."""
     clone = tmp_path / "clone"
     shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs")
@@ -184,6 +184,11 @@ class SquaredLoss(BaseLoss):
             outputs = tf.saved_model.load(str(folder)).signatures["serving_default"](example_bytes=records)
             assert [one.decode() for one in outputs["image_id"].numpy()] == [row[0] for row in rows]
             np.testing.assert_allclose(outputs["predictions"][:, 1], probabilities, atol=2e-6, rtol=0)
+
+    flags = ["--model=OwnLossModel", "--augment=flip_crop_mix", f"--train_dir={tmp_path}/mixed"]
+    command = [*forked_python(), str(clone / "cats_vs_dogs" / "train.py")]
+    line = fails_in_one_line("train", f"--train_data_pattern={shards}/train-*", *flags, command=command)
+    assert "--augment=flip_crop_mix: OwnLossModel calculates its own loss" in line
 
 
 @pytest.mark.slow

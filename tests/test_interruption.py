@@ -101,7 +101,7 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
     else:
         flags += ["--log_steps=3", "--export_model_steps=8", "--save_checkpoint_secs=0"]
         flags += [f"--eval_data_pattern={shards}/validation-*", "--early_stop_evals=5"]
-        flags += ["--augment=flip_crop_colour", "--optimizer=AdamW", '--optimizer_params={"weight_decay": 0.1}']
+        flags += ["--augment=flip_crop_mix", "--optimizer=AdamW", '--optimizer_params={"weight_decay": 0.1}']
     # In an interpreter of its own, whose hash seed is another one than that of all the others.
     train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices, python=[sys.executable])
     resumed_at = []

@@ -35,10 +35,10 @@ def spec(**changes):
     return ModelSpec(**{**values, **changes})
 
 
-def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False):
+def trainer_for(classifier, learning_rate, clip_gradient_norm=1.0, jit_compile=False, mix=None):
     optimizer = optimizers.make_optimizer("AdamOptimizer", learning_rate, classifier.model.trainable_variables)
     config = make_config(clip_gradient_norm=clip_gradient_norm).optimizer
-    return Trainer(classifier, optimizer, tf.distribute.get_strategy(), config, jit_compile)
+    return Trainer(classifier, optimizer, tf.distribute.get_strategy(), config, jit_compile, mix=mix)
 
 
 def run_steps(trainer, batches, num_steps):
@@ -105,6 +105,25 @@ def test_the_norm_of_each_gradient(jit_compile):
     assert list(outputs.gradient_norms) == [weight.path for weight in classifier.model.weights]
     assert list(outputs.gradient_norms.values()) == pytest.approx([kernel, bias], rel=1e-4)
     assert outputs.gradient_norm == pytest.approx(np.hypot(kernel, bias), rel=1e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("label_loss", ["CrossEntropyLoss", "HingeLoss"])
+def test_the_loss_of_mixed_images_is_that_of_both_labels(label_loss, jit_compile):
+    classifier = Classifier(spec(label_loss=label_loss))
+    (images, labels, _), *_ = random_batches(1)
+
+    def mix(images, labels, step):
+        assert images.dtype == tf.float32 and step.dtype == tf.int64
+        return images[:, ::-1], [(tf.constant(0.75), labels), (tf.constant(0.25), 1 - labels)]
+
+    outputs = classifier.model(readers.scale_images(images)[:, ::-1], labels, training=True)
+    one, other = (float(classifier.label_loss(outputs, some)) for some in (labels, 1 - labels))
+    trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 16), jit_compile=jit_compile, mix=mix)
+    found = trainer.run_steps(random_batches(1), 1)
+    assert one != other and found.label_loss == pytest.approx(0.75 * one + 0.25 * other, abs=1e-5)
+    np.testing.assert_array_equal(found.images[0], readers.scale_images(images)[:, ::-1])  # What is shown.
+    np.testing.assert_array_equal(found.labels[0], labels)
 
 
 def test_a_gradient_that_is_not_finite_is_named():
