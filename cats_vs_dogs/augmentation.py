@@ -117,7 +117,7 @@ def augment(
 
 
 def mix(
-    images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, total_steps: int
+    images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, seed: int, total_steps: int
 ) -> tuple[tf.Tensor, list[tuple[tf.Tensor, tf.Tensor]]]:
     """Mixes each image of a batch with its neighbour, for "flip_crop_mix".
 
@@ -130,8 +130,8 @@ def mix(
     Args:
         images: float32 [n, height, width, 3]; an image without a neighbour, the last of an odd number, stays as it is.
         labels: int32 [n, 1].
-        seed: the run's seed.
         step: int64 scalar, the step that trains on the batch.
+        seed: the run's seed.
         total_steps: the step at which training ends; the last 15 % of the steps mix nothing.
 
     Returns:

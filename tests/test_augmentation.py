@@ -86,7 +86,7 @@ def test_floats_are_changed_like_bytes(images):
 
 def mix(images, step, seed=1, total_steps=1000):
     labels = tf.range(len(images))[:, tf.newaxis]
-    mixed, parts = augmentation.mix(tf.constant(images), labels, seed, tf.constant(step, tf.int64), total_steps)
+    mixed, parts = augmentation.mix(tf.constant(images), labels, tf.constant(step, tf.int64), seed, total_steps)
     return mixed.numpy(), [(float(share), labels.numpy()[:, 0].tolist()) for share, labels in parts]
 
 
