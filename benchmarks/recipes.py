@@ -11,6 +11,7 @@ network, the others read the features that it has calculated.
 
 import argparse
 import glob
+import itertools
 import json
 import os
 import re
@@ -35,7 +36,9 @@ arguments, train_flags = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
 
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cats_vs_dogs")
 FIGURES = {"accuracy": "avg_hit_at_one", "log loss": "log_loss", "calibration error": "ece"}
-NAMES = ("seconds", *FIGURES, *(f"{name}, flip_average" for name in FIGURES))
+# Name: flags of eval.py.
+AVERAGES = {"": [], ", flip_average": ["--flip_average"], ", both averages": ["--flip_average", "--crop_average"]}
+NAMES = ("seconds", *(f"{name}{averages}" for averages in AVERAGES for name in FIGURES))
 
 
 def run(script: str, *flags: str) -> None:
@@ -94,8 +97,8 @@ def measure(folder: str) -> list[tuple[str, ...]]:
         for seed in range(arguments.seeds):
             train_dir = os.path.join(folder, f"{arguments.recipe}-{num_photos}-{seed}")
             seconds = train(train_dir, trained_on, seed)
-            plain, averaged = evaluate(train_dir, evaluated_on), evaluate(train_dir, evaluated_on, "--flip_average")
-            results.append([seconds, *plain, *averaged])
+            figures = [evaluate(train_dir, evaluated_on, *flags) for flags in AVERAGES.values()]
+            results.append([seconds, *itertools.chain(*figures)])
             shown = "; ".join(f"{name} {value:.3f}" for name, value in zip(NAMES, results[-1], strict=True))
             print(f"{num_photos:,} photos, seed {seed}: {shown}", flush=True)
             if not arguments.keep:

@@ -116,6 +116,21 @@ def augment(
     return _round_to_uint8(pixels) if images.dtype == tf.uint8 else pixels / 127.5 - 1.0
 
 
+def middle(images: tf.Tensor, part: float) -> tf.Tensor:
+    """Returns the middle of each image, enlarged to the image's size by bilinear sampling as crops of training are.
+
+    Args:
+        images: float32 [n, height, width, 3].
+        part: height and width of the middle, as a fraction of those of the image.
+
+    Returns:
+        float32 [n, height, width, 3].
+    """
+    n, margin = tf.shape(images)[0], (1.0 - part) / 2.0
+    boxes = tf.tile([[margin, margin, 1.0 - margin, 1.0 - margin]], [n, 1])
+    return tf.image.crop_and_resize(images, boxes, tf.range(n), tf.shape(images)[1:3])
+
+
 def mix(
     images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, seed: int, total_steps: int
 ) -> tuple[tf.Tensor, list[tuple[tf.Tensor, tf.Tensor]]]:

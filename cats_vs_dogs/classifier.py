@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state  # Has no public name.
 
-from cats_vs_dogs import cvd_models, losses, models, pixel_checks, porting, readers, untracked, utils
+from cats_vs_dogs import augmentation, cvd_models, losses, models, pixel_checks, porting, readers, untracked, utils
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.labels import NUM_CLASSES
 
+_MIDDLES = (0.9, 0.8)  # With flip_crop, training pictures are crops: they show animals larger than whole pictures do.
 _UNSEEDED = 87654321  # What TensorFlow returns as its seed if none was set.
 # What Keras keeps for the process: its seed, the generator of keras.random, and how many layers have had a name.
 _LAYER_NUMBERS = "object_name_uids"
@@ -84,6 +85,8 @@ class Classifier:
         is_new: whether training starts with it; False: its weights will be restored or copied.
         any_size: whether the model takes pictures of any size, not only of the spec's.
         flip_average: whether `probability` and `evaluate_batch` average over a picture and its mirror image.
+        crop_average: whether they average over a picture and its middle, see `augmentation.middle`; with
+            `flip_average`, also over the mirror images of all.
 
     Attributes:
         graph_number: stands for the operations and constants of the evaluation, see `untracked.graph_number`.
@@ -99,11 +102,12 @@ class Classifier:
         is_new: bool = False,
         any_size: bool = False,
         flip_average: bool = False,
+        crop_average: bool = False,
     ):
         model_class, loss_class = find_classes(spec)
         _use_keras_defaults()
         self.spec = spec
-        self.flip_average = False
+        self.flip_average = self.crop_average = False
         image_size = None if any_size else spec.image_size
         with seeded(spec.seed), _dtype_policy(precision):
             self.loss = loss_class()
@@ -120,7 +124,7 @@ class Classifier:
         graph = self._check(self.evaluate_batch, is_training=False)
         self._drawn = untracked.drawn_constants(graph)
         self.graph_number = untracked.graph_number(graph, self.model.variables)
-        self.flip_average = flip_average  # Now, since it changes the graph.
+        self.flip_average, self.crop_average = flip_average, crop_average  # Now, since they change the graph.
 
     @property
     def num_parameters(self) -> int:
@@ -250,10 +254,13 @@ class Classifier:
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
 
     def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:
-        """Returns the evaluation graph's outputs; with `flip_average` their mean over a picture and its mirror."""
-        images = readers.scale_images(images)
-        outputs = model(images, *labels, training=False)
-        if not self.flip_average:
-            return outputs
-        mirrored = model(tf.image.flip_left_right(images), *labels, training=False)
-        return tf.nest.map_structure(lambda one, other: (one + other) / 2, outputs, mirrored)
+        """Returns the evaluation graph's outputs, or their mean over several views of each picture."""
+        views = [readers.scale_images(images)]
+        if self.crop_average:
+            views += [augmentation.middle(views[0], part) for part in _MIDDLES]
+        if self.flip_average:
+            views += list(map(tf.image.flip_left_right, views))
+        outputs = [model(view, *labels, training=False) for view in views]
+        if len(outputs) == 1:
+            return outputs[0]
+        return tf.nest.map_structure(lambda *values: tf.add_n(values) / len(values), *outputs)

@@ -368,6 +368,27 @@ def define_bad_examples_flag(where: str) -> None:
     )
 
 
+def define_average_flags(module_name: str) -> None:
+    """Defines --flip_average and --crop_average, which eval.py and inference.py have.
+
+    Args:
+        module_name: the group of flags in the help.
+    """
+    flags.DEFINE_bool(
+        "flip_average",
+        False,
+        "Average the model's outputs over a picture and its mirror image.",
+        module_name=module_name,
+    )
+    flags.DEFINE_bool(
+        "crop_average",
+        False,
+        "Average the model's outputs over a picture, the middle 90 % and the middle 80 % of its height and width. It "
+        "helps models that were trained with --augment=flip_crop, and takes three times as long.",
+        module_name=module_name,
+    )
+
+
 def _define_model_flags() -> None:
     flags.DEFINE_string(
         "model", "LogisticModel", "Which model to train: a class in cvd_models.py.", module_name="model"

@@ -45,14 +45,19 @@ def open_reader_for(specs: Sequence[ModelSpec], is_labelled: bool) -> BaseReader
     return ReaderForModels(list(readers.values()), [list(readers).index(kind) for kind in kinds])
 
 
-def build(specs: Sequence[ModelSpec], cluster: Cluster, flip_average: bool) -> list[Classifier]:
+def build(specs: Sequence[ModelSpec], cluster: Cluster, averages: dict[str, bool]) -> list[Classifier]:
     """Builds models on the devices of a cluster. Their weights will be restored.
+
+    Args:
+        specs: the models.
+        cluster: the devices.
+        averages: "flip_average" and "crop_average", see `Classifier`.
 
     Raises:
         UserError: see `Classifier`.
     """
     with cluster.strategy.scope():
-        return [Classifier(spec, flip_average=flip_average) for spec in specs]
+        return [Classifier(spec, **averages) for spec in specs]
 
 
 def restore(classifiers: Sequence[Classifier], train_dirs: Sequence[str]) -> list[dict[str, Any]]:

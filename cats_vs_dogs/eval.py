@@ -76,12 +76,7 @@ def define_flags() -> None:
         "Evaluate the newest checkpoint and stop, instead of waiting for further checkpoints.",
         module_name="evaluation",
     )
-    flags.DEFINE_bool(
-        "flip_average",
-        False,
-        "Average the model's outputs over a picture and its mirror image.",
-        module_name="evaluation",
-    )
+    config.define_average_flags("evaluation")
     define_path(
         "mistakes_file",
         "",
@@ -163,7 +158,8 @@ def check_ensemble_flags(train_dirs: Sequence[str], run_once: bool, model: str |
 def main() -> None:
     """Evaluates what the flags name."""
     run_once, batch_size = FLAGS.run_once, FLAGS.batch_size
-    mistakes_file, flip_average, bad_examples_flag = FLAGS.mistakes_file, FLAGS.flip_average, FLAGS.bad_examples
+    mistakes_file, bad_examples_flag = FLAGS.mistakes_file, FLAGS.bad_examples
+    averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
     eval_data_pattern, expected = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss)
     train_dirs = config.find_models(FLAGS.train_dir)
     check_ensemble_flags(train_dirs, run_once, *expected)
@@ -206,12 +202,12 @@ def main() -> None:
     logging.info("number of evaluation files: %d", len(shards.files))
 
     cluster = distribution.local_devices()
-    classifiers = ensemble.build(specs, cluster, flip_average)
+    classifiers = ensemble.build(specs, cluster, averages)
     rows, events = metrics_log.MetricsFile(eval_dir), EventFile(eval_dir)
     rows.rewind()
     explain_errors = functools.partial(bad_examples.explain_read_errors, reader, shards)
     predictor = Predictor(classifiers, cluster, batches, shards.num_examples)
-    evaluator = Evaluator(predictor, flip_average, shows_batches=True, explain_errors=explain_errors)
+    evaluator = Evaluator(predictor, averages, shows_batches=True, explain_errors=explain_errors)
     logging.info("built evaluation graph")
     if is_ensemble:
         logging.info("an ensemble of %d models; its summaries and metrics go to %s", len(train_dirs), eval_dir)

@@ -34,21 +34,22 @@ class Evaluation:
     """The result of one pass over the examples.
 
     Attributes:
-        metrics: "step", "flip_average", and what `EvaluationMetrics.get` returns. For an ensemble also "members": a
-            dict for each model, see `Evaluator.evaluate`, with its "avg_hit_at_one", "log_loss", "roc_auc" and "ece".
+        metrics: "step", "flip_average", "crop_average", and what `EvaluationMetrics.get` returns. For an ensemble also
+            "members": a dict for each model, see `Evaluator.evaluate`, with its "avg_hit_at_one", "log_loss", "roc_auc"
+            and "ece".
         mistakes: all of them, the most confident first.
     """
 
     def __init__(
         self,
         step: int,
-        flip_average: bool,
+        averages: dict[str, bool],
         accumulated: eval_util.EvaluationMetrics,
         photos: Photos,
         first_images: np.ndarray,
         members: Sequence[dict[str, Any]] = (),
     ):
-        self.metrics = {"step": step, **accumulated.get(), "flip_average": flip_average}
+        self.metrics = {"step": step, **accumulated.get(), **averages}
         if members:
             self.metrics["members"] = list(members)
         self.mistakes: list[Mistake] = accumulated.mistakes()
@@ -81,7 +82,8 @@ class Evaluator:
 
     Args:
         predictor: predicts the labelled examples.
-        flip_average: whether it averages over a picture and its mirror image.
+        averages: whether it averages over several views of a picture: "flip_average" and "crop_average", see
+            `Classifier`. None: over none.
         shows_batches: whether each batch is logged and summarized, or shown by a progress bar on a terminal.
         explain_errors: a context for reading the examples, such as `bad_examples.explain_read_errors`.
     """
@@ -89,13 +91,13 @@ class Evaluator:
     def __init__(
         self,
         predictor: Predictor,
-        flip_average: bool = False,
+        averages: dict[str, bool] | None = None,
         shows_batches: bool = False,
         explain_errors: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._explain_errors = explain_errors
         self._predictor = predictor
-        self._flip_average = flip_average
+        self._averages = averages or {"flip_average": False, "crop_average": False}
         self._shows_batches = shows_batches
 
     def evaluate(
@@ -146,7 +148,7 @@ class Evaluator:
         if members:
             scores = [_scores(one, accumulated.examples()[1]) for one in np.concatenate(by_model, axis=1)]
             members = [{**member, **its_scores} for member, its_scores in zip(members, scores, strict=True)]
-        evaluation = Evaluation(step, self._flip_average, accumulated, photos, first_images, members)
+        evaluation = Evaluation(step, self._averages, accumulated, photos, first_images, members)
         evaluation.write_scalars(events)
         return evaluation
 

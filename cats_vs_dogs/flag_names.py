@@ -94,6 +94,7 @@ _OTHER_NAMES = [
     ("log_steps", "log_every log_interval log_freq logging_steps print_freq display_step"),
     ("export_model_steps", "export_every export_steps"),
     ("flip_average", "tta"),
+    ("crop_average", "multi_crop ten_crop five_crop"),
     ("run_once", "once"),
     # Machine.
     ("precision", "amp fp16 bf16 half mixed_precision use_amp dtype"),

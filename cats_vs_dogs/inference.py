@@ -46,12 +46,7 @@ def define_flags() -> None:
         "the models' probabilities.",
         module_name="model",
     )
-    flags.DEFINE_bool(
-        "flip_average",
-        False,
-        "Average the model's outputs over a picture and its mirror image.",
-        module_name="model",
-    )
+    config.define_average_flags("model")
     define_path(
         "input_data_pattern",
         "",
@@ -231,7 +226,8 @@ def main() -> None:
     """Predicts what the flags name."""
     pattern, output_file = FLAGS.input_data_pattern, FLAGS.output_file
     submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
-    bad_examples_flag, flip_average = FLAGS.bad_examples, FLAGS.flip_average
+    bad_examples_flag = FLAGS.bad_examples
+    averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
     train_dirs = config.find_models(FLAGS.train_dir)
     if len(train_dirs) > 1 and not output_file:
         raise utils.UserError(
@@ -255,7 +251,7 @@ def main() -> None:
     ):
         files.check_not_input(output_file, "output_file", [*patterns, *data.shards.files])
         cluster = distribution.local_devices()
-        classifiers = ensemble.build(specs, cluster, flip_average)
+        classifiers = ensemble.build(specs, cluster, averages)
         ensemble.restore(classifiers, train_dirs)
         bad_path = f"{output_file}.bad_examples.csv"
         bad_examples.write_bad_examples(data.shards, bad_path)

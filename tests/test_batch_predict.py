@@ -46,7 +46,7 @@ def infer(train_dir, tmp_path, monkeypatch):
         output = tmp_path / "inference.csv"
         names = {"train_dir": str(train_dir), "output_file": str(output), "input_data_pattern": pattern}
         others = {"output_column": "probability", "batch_size": 1024, "bad_examples": bad_examples}
-        others.update(flip_average=False, submission="2017")
+        others.update(flip_average=False, crop_average=False, submission="2017")
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()
         return output.read_text()

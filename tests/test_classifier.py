@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cats_vs_dogs import cvd_models, losses, models
+from cats_vs_dogs import augmentation, cvd_models, losses, models
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
@@ -49,6 +49,23 @@ def test_the_mean_over_a_picture_and_its_mirror_image(monkeypatch):
         of_mean = plain.loss.calculate_loss(mean, labels)
         np.testing.assert_allclose(loss, own if model == "OwnLossModel" else of_mean, atol=2e-6, rtol=0)
         assert abs(own - of_mean) > 1e-5
+
+
+def test_the_mean_over_a_picture_and_its_middle():
+    spec = ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 40, "area", seed=1)
+    images = tf.random.stateless_uniform([3, 40, 40, 3], [1, 2])
+    places = np.linspace(0.1 * 39, 0.9 * 39, 40)  # From the pixel at 10 % of the picture to that at 90 %.
+    weights = np.stack([np.interp(places, np.arange(40), pixel) for pixel in np.eye(40)], axis=1)
+    middle = augmentation.middle(images, 0.8)
+    np.testing.assert_allclose(middle, np.einsum("ih,nhwc,jw->nijc", weights, images, weights), atol=1e-5)
+    plain = Classifier(spec)
+    views = [images, augmentation.middle(images, 0.9), middle]
+    for flip_average, expected in ((False, views), (True, views + [view[:, :, ::-1] for view in views])):
+        averaging = Classifier(spec, flip_average=flip_average, crop_average=True)
+        assert averaging.graph_number == plain.graph_number  # It stands for the model alone.
+        mean = np.mean([plain.probability(view) for view in expected], axis=0)
+        np.testing.assert_allclose(averaging.probability(images), mean, atol=2e-6, rtol=0)
+        assert np.abs(plain.probability(images) - mean).max() > 1e-3
 
 
 def test_rounding_does_not_make_a_probability_wrong(monkeypatch):

@@ -58,9 +58,9 @@ CODE = """
         losses.append(outputs.label_loss + outputs.regularization_loss)
         seen.append(sum(len(labels) for labels in outputs.labels))
     weights = [weight.numpy().ravel() for weight in classifier.model.weights]
-    classifier.flip_average = True
+    classifier.flip_average = classifier.crop_average = True
     batches = readers.make_dataset(reader, shards, 20)  # The last one has one example.
-    evaluator = Evaluator(Predictor(classifier, cluster, batches), flip_average=True, shows_batches=True)
+    evaluator = Evaluator(Predictor(classifier, cluster, batches), shows_batches=True)
     metrics = evaluator.evaluate(15, EventFile(output + ".events")).metrics
     batches = readers.make_dataset(readers.get_reader(False, size, "area"), shards, 20)
     csv = io.StringIO()

@@ -64,7 +64,14 @@ def evaluate(tmp_path, monkeypatch):
 
     def run(folders, pattern, **others):
         flags = {"train_dir": ",".join(folders), "eval_data_pattern": pattern, "run_once": True, "batch_size": 10}
-        flags |= {"model": None, "label_loss": None, "mistakes_file": "", "bad_examples": "fail", "flip_average": False}
+        flags |= {
+            "model": None,
+            "label_loss": None,
+            "mistakes_file": "",
+            "bad_examples": "fail",
+            "flip_average": False,
+            "crop_average": False,
+        }
         monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**flags | others))
         eval_script.main()
         folder = train_dir.ensemble_dir(folders) if len(folders) > 1 else train_dir.eval_dir(folders[0])
@@ -86,7 +93,9 @@ def infer(tmp_path, monkeypatch):
             "input_data_pattern": pattern,
         }
         flags |= {"output_column": "probability", "submission": "2017", "batch_size": 5, "bad_examples": "fail"}
-        monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**flags | {"flip_average": False} | others))
+        monkeypatch.setattr(
+            inference, "FLAGS", types.SimpleNamespace(**flags | {"flip_average": False, "crop_average": False} | others)
+        )
         inference.main()
         with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
             ids, probabilities = zip(*list(csv.reader(file))[1:], strict=True)

@@ -34,7 +34,13 @@ def infer(train_dir, tmp_path, monkeypatch):
     def run(pattern, bad_examples="fail", submission_format="2017"):
         output = tmp_path / "out.csv"
         names = {"train_dir": train_dir, "output_file": str(output), "input_data_pattern": str(tmp_path / pattern)}
-        others = {"output_column": "probability", "batch_size": 3, "bad_examples": bad_examples, "flip_average": False}
+        others = {
+            "output_column": "probability",
+            "batch_size": 3,
+            "bad_examples": bad_examples,
+            "flip_average": False,
+            "crop_average": False,
+        }
         others["submission"] = submission_format
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
         inference.main()

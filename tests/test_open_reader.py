@@ -98,7 +98,13 @@ def test_one_reader_serves_all(tmp_path, monkeypatch, labelled, unlabelled):
     train.train(make_config(**data, image_size=16, batch_size=8, num_epochs=4), distribution.local_devices())
     row = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()][-1]
 
-    common = {"train_dir": folder, "batch_size": 4, "bad_examples": "fail", "flip_average": False}
+    common = {
+        "train_dir": folder,
+        "batch_size": 4,
+        "bad_examples": "fail",
+        "flip_average": False,
+        "crop_average": False,
+    }
     others = {"model": None, "label_loss": None, "eval_data_pattern": eval_pattern, "run_once": True}
     flags = types.SimpleNamespace(**common, **others, mistakes_file="")
     monkeypatch.setattr(eval, "FLAGS", flags)

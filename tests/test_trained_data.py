@@ -228,7 +228,9 @@ def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
         caplog.clear()
         names = {"train_dir": str(tmp_path / train_dir), "eval_data_pattern": pattern, "mistakes_file": ""}
         others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
-        monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**names, **others, flip_average=False))
+        monkeypatch.setattr(
+            eval_script, "FLAGS", types.SimpleNamespace(**names, **others, flip_average=False, crop_average=False)
+        )
         eval_script.main()
         return caplog.text
 
@@ -251,7 +253,7 @@ def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
         "output_column": None,
         "submission": "2017",
     }
-    flags |= {"batch_size": 3, "bad_examples": "fail", "flip_average": False}
+    flags |= {"batch_size": 3, "bad_examples": "fail", "flip_average": False, "crop_average": False}
     monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**flags))
     inference.main()
     assert (tmp_path / "m" / "predictions.csv").read_text().count("\n") == 7
