@@ -1,6 +1,7 @@
-"""Trains a model on TFRecord shards.
+"""Trains a model on TFRecord shards or on photos.
 
     python cats_vs_dogs/train.py --train_data_pattern='shards/train-*' --train_dir=/tmp/cvd_model --model=LogisticModel
+    python cats_vs_dogs/train.py --train_data_pattern=train.zip --train_dir=/tmp/cvd_model --recipe=good
 
 Started again with the same flags, it resumes from the newest checkpoint in train_dir.
 """
