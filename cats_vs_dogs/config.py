@@ -501,7 +501,7 @@ def _define_evaluation_flags() -> None:
         "early_stop_evals",
         0,
         "Stop after this number of evaluations in a row without a loss lower than the best. 0: never. Needs "
-        "eval_data_pattern.",
+        "eval_data_pattern, or photos in train_data_pattern.",
         lower_bound=0,
         module_name="evaluation",
     )

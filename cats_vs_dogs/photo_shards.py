@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from cats_vs_dogs import convert_images_to_tfrecords as converter
-from cats_vs_dogs import files, kept_folders, labels, photo_sources, tfrecords
+from cats_vs_dogs import files, kept_folders, labels, photo_sources, pictures, tfrecords
 from cats_vs_dogs.utils import UserError
 
 _VERSION = 1  # Increase it when the converter makes other shards of the same photos.
@@ -81,7 +81,7 @@ def find(pattern: str, flag: str) -> PhotoShards | None:
     while not ((about := _read_about(folder)) and kept_folders.hold(folder)):
         is_new = True
         try:
-            _check_room(parent, sum(size for _, size, _ in stamps))
+            _check_room(parent, sum(size for name, size, _ in stamps if _is_copied(name)))
             logging.info("Making shards of %s in %s, once", pattern, folder)
             kept_folders.make(folder, convert, lambda one: bool(_read_about(one)))
         except files.file_errors() as error:
@@ -129,6 +129,11 @@ def _key(stamps: Sequence[tuple[str, int, int]]) -> str:
     """Returns a name that only the same files and settings of the converter have."""
     settings = (_VERSION, converter.VALIDATION_PERCENT, converter.EXAMPLES_PER_SHARD)
     return hashlib.blake2b(repr((settings, sorted(stamps))).encode(), digest_size=16).hexdigest()
+
+
+def _is_copied(name: str) -> bool:
+    """Whether the bytes of a file with this name go into shards; those of a film beside the photos do not."""
+    return pictures.is_named_as_picture(name) or photo_sources.is_zip(name)
 
 
 def _check_room(parent: str, num_bytes: int) -> None:

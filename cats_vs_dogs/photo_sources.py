@@ -246,7 +246,7 @@ def open_places(places: Sequence[str], flag: str) -> Iterator[PhotoSource]:
     """Opens one place as `open_source` does, or several as one source.
 
     Args:
-        places: folders, .zip files and pictures, as `find_places` returns them.
+        places: folders, which end with "/", .zip files and pictures, as `find_places` returns them.
         flag: the flag that named them, for messages.
 
     Raises:
@@ -259,7 +259,7 @@ def open_places(places: Sequence[str], flag: str) -> Iterator[PhotoSource]:
 
 
 def _holds_files(place: str) -> bool:
-    return is_zip(place) or files.is_dir(place)
+    return is_zip(place) or place.endswith("/")
 
 
 def _names_of(places: Sequence[str]) -> list[str]:
@@ -285,7 +285,7 @@ def stamps(places: Sequence[str], flag: str) -> list[tuple[str, int, int]]:
     """
     rows: list[tuple[str, str]] = []
     for name, place in zip(_names_of(places), places, strict=True):
-        if is_zip(place) or not files.is_dir(place):
+        if not place.endswith("/"):
             rows.append((name if len(places) > 1 else os.path.basename(place), place))
             continue
         with open_source(place, flag) as source:
@@ -338,26 +338,29 @@ def find_places(patterns: Sequence[str], flag: str) -> list[str] | None:
         flag: the flag that named them, for messages.
 
     Returns:
-        Their paths, each once; None if the patterns name shards.
+        Their paths, each once, those of folders with "/" at the end; None if the patterns name shards.
 
     Raises:
         UserError: if a pattern matches nothing, a folder holds no pictures, or there are pictures and shards.
     """
     found: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
     for pattern in [part for one in patterns for part in split_list(one, flag)]:
         is_folder = False
         with contextlib.suppress(*file_errors()):  # `list_files` reports them.
             is_folder = files.is_dir(pattern)
         if is_folder:
             _check_has_pictures(pattern, flag)
-        paths = [pattern] if is_folder else files.list_files(pattern, flag)
-        holds_pictures = is_folder or all(map(is_zip, paths)) or are_pictures([p for p in paths if not is_zip(p)])
-        found[pattern] = paths if holds_pictures else []
-    shards = [pattern for pattern, paths in found.items() if not paths]
-    if shards and len(shards) < len(found):
-        photos = next(pattern for pattern, paths in found.items() if paths)
-        raise UserError(f"--{flag}: {shards[0]} names shards, and {photos} pictures; give one kind at a time")
-    return None if shards else list(dict.fromkeys(path for paths in found.values() for path in paths))
+        found[pattern] = [os.path.join(pattern, "")] if is_folder else files.list_files(pattern, flag)
+        others = [path for path in found[pattern] if not _holds_files(path)]
+        kinds[pattern] = _kind_of(others) if others else "pictures"
+    with_pictures, with_shards = ([one for one in found if kinds[one] == kind] for kind in ("pictures", "shards"))
+    if with_pictures and with_shards:
+        raise UserError(
+            f"--{flag}: {with_shards[0]} names shards, and {with_pictures[0]} pictures; give one kind at a time"
+        )
+    # A file that is neither is a bad picture among pictures.
+    return list(dict.fromkeys(path for paths in found.values() for path in paths)) if with_pictures else None
 
 
 def split_list(pattern: str, flag: str) -> list[str]:
@@ -401,20 +404,21 @@ def holds_shards(folder: str) -> bool:
     return any(re.fullmatch(r".+-\d+-of-\d+", name) for place in inner for name in files.list_dir(place))
 
 
-def are_pictures(paths: Sequence[str]) -> bool:
-    """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not.
+def _kind_of(paths: Sequence[str]) -> str:
+    """Returns "pictures" or "shards", by the first of some files that begins like either: damaged ones may not.
 
-    If none of them does, by their names, so that a damaged picture is not called a damaged shard.
+    If none of them does, by their names, so that a damaged picture is not called a damaged shard; "" if those do not
+    tell, either.
     """
     from cats_vs_dogs import tfrecords
 
     for path in paths:
         with contextlib.suppress(BadImage, *file_errors()):  # A later step reports it.
             if tfrecords.is_shard(path):
-                return False
+                return "shards"
             if pictures.format_of(read_file(path, pictures.NUM_FIRST_BYTES)):
-                return True
-    return any(map(pictures.is_named_as_picture, paths))
+                return "pictures"
+    return "pictures" if any(map(pictures.is_named_as_picture, paths)) else ""
 
 
 # ---- Which of the files are photos.

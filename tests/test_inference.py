@@ -231,6 +231,9 @@ def test_words_are_inputs(infer, tmp_path, monkeypatch):
         infer("one.jpg", words=["in/test-0"])
     with pytest.raises(UserError, match="^--input_data_pattern=gone.jpg: matches no file"):
         infer("one.jpg", words=["gone.jpg"])
+    (tmp_path / "read.me").write_text("x")
+    with pytest.raises(UserError, match="^read.me: not a picture, or of an unknown format; fix or remove it, or pass"):
+        infer("one.jpg", words=["read.me"])
     (tmp_path / "bad.jpg").write_bytes(JPEG[:400])
     with pytest.raises(UserError, match="^bad.jpg: JPEG with a damaged header; fix or remove it, or pass --bad_ex"):
         infer("one.jpg", words=["bad.jpg"])
