@@ -74,7 +74,7 @@ def find(pattern: str, flag: str) -> PhotoShards | None:
     folder, is_new = os.path.join(parent, _key(stamps)), False
 
     def convert(new: str) -> None:
-        _convert(places, pattern, flag, new)
+        _convert(places, pattern, flag, new, folder)
         if photo_sources.stamps(places, flag) != stamps:
             raise UserError(f"--{flag}={pattern}: has changed while it was read; start again when it is complete")
 
@@ -82,7 +82,6 @@ def find(pattern: str, flag: str) -> PhotoShards | None:
         is_new = True
         try:
             _check_room(parent, sum(size for name, size, _ in stamps if _is_copied(name)))
-            logging.info("Making shards of %s in %s, once", pattern, folder)
             kept_folders.make(folder, convert, lambda one: bool(_read_about(one)))
         except files.file_errors() as error:
             raise UserError(
@@ -149,13 +148,14 @@ def _check_room(parent: str, num_bytes: int) -> None:
         raise OSError(errno.ENOSPC, f"{num_bytes / 2**20:,.0f} MiB are needed, and {free / 2**20:,.0f} MiB are free")
 
 
-def _convert(places: Sequence[str], pattern: str, flag: str, folder: str) -> None:
-    """Writes the shards of photos, and what they hold, into an empty folder."""
+def _convert(places: Sequence[str], pattern: str, flag: str, folder: str, final_folder: str) -> None:
+    """Writes the shards of photos, and what they hold, into an empty folder, and logs where they will be."""
     outcome = converter.Outcome()
     with photo_sources.open_places(places, flag) as source:
         photos = converter.find_photos(source, pattern, flag, outcome)
         if all(photo.label is None for photo in photos):
-            raise UserError(f"--{flag}={pattern}: {_explain_no_label(places, len(photos))}")
+            raise UserError(f"--{flag}={pattern}: {_explain_no_label(places, [photo.path for photo in photos])}")
+        logging.info("Making shards of %s (%d files) in %s, once", pattern, len(photos), final_folder)
         converter.convert_photos(source, photos, folder, outcome)
     if not outcome.written:
         path, _, reason = min(outcome.rows)
@@ -170,9 +170,13 @@ def _convert(places: Sequence[str], pattern: str, flag: str, folder: str) -> Non
     files.write_json(os.path.join(folder, _ABOUT), {"counts": counts, "shards": outcome.shards, "bad": bad})
 
 
-def _explain_no_label(places: Sequence[str], num_files: int) -> str:
+def _explain_no_label(places: Sequence[str], paths: Sequence[str]) -> str:
+    """Returns what is wrong, and what to do, if the paths of files in places tell no class."""
     folder, name = os.path.split(places[0].rstrip("/"))
-    message = f"none of the {num_files:,} files in it has a label"
+    message = f"none of the {len(paths):,} files in it has a label"
+    archives = sorted(filter(photo_sources.is_zip, paths), key=lambda path: "train" not in path)
+    if len(places) == 1 and archives:
+        return f"{message}; to read a .zip file in it, give the .zip itself: {os.path.join(places[0], archives[0])}"
     if len(places) == 1 and converter.label_of(f"{name}/x") is not None:
         return f"{message}, since it is the folder of one class; name the folder that holds both: {folder or '.'}"
     return f"{message}; put photos into folders named cat and dog, or name them like cat.1.jpg and dog.1.jpg"

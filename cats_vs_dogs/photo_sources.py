@@ -353,7 +353,8 @@ def find_places(patterns: Sequence[str], flag: str) -> list[str] | None:
             _check_has_pictures(pattern, flag)
         found[pattern] = [os.path.join(pattern, "")] if is_folder else files.list_files(pattern, flag)
         others = [path for path in found[pattern] if not _holds_files(path)]
-        kinds[pattern] = _kind_of(others) if others else "pictures"
+        holds_more = len(others) < len(found[pattern])  # A folder or .zip files.
+        kinds[pattern] = (others and _kind_of(others)) or ("pictures" if holds_more else "")
     with_pictures, with_shards = ([one for one in found if kinds[one] == kind] for kind in ("pictures", "shards"))
     if with_pictures and with_shards:
         raise UserError(

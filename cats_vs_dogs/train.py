@@ -365,7 +365,7 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
         logging.info("  %s", utils.command("inference.py", **where))
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
     if not can_evaluate:
-        logging.info("To evaluate the model, give eval.py labelled shards that it was not trained on.")
+        logging.info("To evaluate the model, give eval.py labelled shards or photos that it was not trained on.")
     if not can_predict:
         logging.info("To predict your own photos, name them after inference.py: photo.jpg, a folder or a .zip file.")
     if data.eval_data_pattern:

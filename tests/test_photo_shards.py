@@ -5,9 +5,10 @@ import os
 import shutil
 import types
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import jpeg, make_config, values_of, write_shards
+from conftest import forked_python, jpeg, make_config, values_of, write_shards
 from photo_files import JPEG, encode, picture, write_folder, write_zip
 
 from cats_vs_dogs import checkpoints, distribution, job, kept_folders, photo_shards, train, trained_data
@@ -138,6 +139,9 @@ def test_lists_and_patterns(tmp_path, cache):
         assert photo_shards.are_same(shards.name, pattern, FLAG)
     assert shards.name == f"{tmp_path}/all, of [them]/**"
     write_zip(tmp_path / "강아지.zip", dogs | {"dog.0.jpg": JPEG})
+    write_folder(tmp_path, {"several/read.me": b"x"})
+    write_zip(tmp_path / "several" / "train.zip", PHOTOS)
+    assert find("several/*").count("train") == 37
     several = find(f"{unicodedata.normalize('NFC', '강아지.zip')},all, of [them]/")
     assert several.name == f"{tmp_path}/강아지.zip,{tmp_path}/all, of [them]/"
     assert several.count("train") + several.count("validation") == 41 and several.counts["test"]["unlabelled"] == 20
@@ -168,6 +172,7 @@ BAD = {
         "shards/train-* names shards, and pets pictures; give one kind at a time",
     ),
     "damaged": ("damaged", "damaged: has no usable picture in it, such as cat.1.jpg: empty file (0 bytes)"),
+    "zips and pictures": ("both", "give the .zip itself: both/train.zip"),
     "races": ("races", "its two folders are named poodle and siamese; name them cat and dog"),
     "braces": ("pets/*.{jpg,png}", "{a,b} is not a pattern here"),
     "an empty part": ("pets,", "has an empty name before, after or between its commas"),
@@ -183,6 +188,7 @@ def test_what_is_no_photos_for_training(tmp_path, cache, case):
     write_folder(tmp_path, {"pets/cat/1.jpg": JPEG, "pets/dog/1.jpg": JPEG, "kaggle/train.zip": b"x"})
     write_folder(tmp_path, {"races/siamese/1.jpg": JPEG, "races/poodle/1.jpg": JPEG, "mixed/cat.1.jpg": JPEG})
     write_folder(tmp_path, {"damaged/cat.1.jpg": b"", "texts/a.txt": b"x", "pets.tar.gz": b"\x1f\x8b x"})
+    write_folder(tmp_path, {"both/test1.zip": b"x", "both/train.zip": b"x", "both/1.jpg": JPEG})
     (tmp_path / "empty").mkdir()
     for folder in ("shards", "deep/shards", "mixed"):
         write_shards(tmp_path / folder, num_examples=2, num_shards=1)
@@ -265,7 +271,7 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
     assert "metrics-10.json held" not in caplog.text
     assert evaluate(monkeypatch, tmp_path / "shards", "in.zip")["num_examples"] == 40
     assert "of the 40 examples of --eval_data_pattern were trained on" in caplog.text
-    others = write_folder(tmp_path / "others", {"cat/1.jpg": jpeg(seed=90), "dog/1.jpg": jpeg(seed=91), "x.jpg": JPEG})
+    write_folder(tmp_path / "others", {"cat/1.jpg": jpeg(seed=90), "dog/1.jpg": jpeg(seed=91), "x.jpg": JPEG})
     assert evaluate(monkeypatch, folder, "others")["num_examples"] == 2
 
     # Predictions need photos; those without a label that were beside the others are the default.
@@ -283,7 +289,6 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
     archive.unlink()
     with pytest.raises(UserError, match="^--train_data_pattern=.*in.zip: matches no file"):
         trained(folder, archive, num_epochs=5)
-    del others
 
 
 def test_the_photos_to_evaluate_on_while_training(tmp_path, caplog):
@@ -309,16 +314,16 @@ def test_the_photos_to_evaluate_on_while_training(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_two_trainings_at_once_and_the_whole_way(run_script, tmp_path):
-    import concurrent.futures
-
     write_zip(tmp_path / "in.zip", PHOTOS | {"test1/7.jpg": JPEG})
     env = {"XDG_CACHE_HOME": str(tmp_path / "shared")}
     flags = ["--train_data_pattern=in.zip", "--image_size=4", "--batch_size=8", "--num_epochs=1"]
 
+    forked_python()  # Before two threads ask for it.
+
     def run(name):
         return run_script("train", *flags, f"--train_dir={name}", cwd=tmp_path, env=env).stderr
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         said = list(pool.map(run, "ab"))
     assert all(f"{tmp_path}/shared/cats_vs_dogs/photos/" in one and "Evaluating on" in one for one in said)
     assert len(list((tmp_path / "shared" / "cats_vs_dogs" / "photos").iterdir())) == 1
