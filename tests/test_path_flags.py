@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY, jpeg, write_shards
-from photo_files import JPEG, write_folder
+from photo_files import write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
 from cats_vs_dogs import config, utils
