@@ -303,7 +303,9 @@ def _define_data_flags() -> None:
     define_path(
         "train_data_pattern",
         "",
-        "File pattern of the training shards. Empty: the kit's own sample set, drawn at first use.",
+        "File pattern of the training shards; or photos: a folder, a .zip file, a pattern, or several with commas "
+        "between. Shards of photos are made once, in the user's cache. Empty: the kit's own sample set, drawn at first "
+        "use.",
         module_name="data",
     )
     flags.DEFINE_enum(
@@ -512,21 +514,22 @@ def _define_evaluation_flags() -> None:
     define_path(
         "eval_data_pattern",
         "",
-        "File pattern of labelled shards. Evaluates on them at every checkpoint; a checkpoint is then also saved after "
-        "each epoch. train_dir/best holds the model with the lowest loss. Empty: no evaluation.",
+        "File pattern of labelled shards, or photos as in train_data_pattern. Evaluates on them at every checkpoint; a "
+        "checkpoint is then also saved after each epoch. train_dir/best holds the model with the lowest loss. Empty: "
+        "no evaluation; with photos in train_data_pattern, a tenth of them.",
         module_name="evaluation",
     )
     flags.DEFINE_integer(
         "early_stop_evals",
         0,
         "Stop after this number of evaluations in a row without a loss lower than the best. 0: never. Needs "
-        "eval_data_pattern.",
+        "eval_data_pattern, or photos in train_data_pattern.",
         lower_bound=0,
         module_name="evaluation",
     )
     flags.register_multi_flags_validator(
-        ["early_stop_evals", "eval_data_pattern"],
-        lambda values: not values["early_stop_evals"] or values["eval_data_pattern"],
+        ["early_stop_evals", "eval_data_pattern", "train_data_pattern"],  # The latter may name photos: see job.py.
+        lambda values: not values["early_stop_evals"] or values["eval_data_pattern"] or values["train_data_pattern"],
         "stopping early needs evaluations; give --eval_data_pattern, or leave --early_stop_evals out",
     )
 

@@ -35,6 +35,8 @@ FLAGS = flags.FLAGS
 
 BAD_IMAGES = "bad_images.csv"
 
+VALIDATION_PERCENT, EXAMPLES_PER_SHARD = 10, 1000  # The defaults of the flags.
+
 _LOG_EVERY = 5000  # The period of log lines, in photos, if there is no terminal for a progress bar.
 
 # The label of each class name: {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}.
@@ -61,7 +63,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "validation_percent",
-        10,
+        VALIDATION_PERCENT,
         "Percentage of the labelled photos that is written to validation-* shards. A hash of the photo's id decides, "
         "so a photo never changes sides. 0: no validation shards. Not used if the photos are in folders named train "
         "and validation.",
@@ -70,7 +72,7 @@ def define_flags() -> None:
         module_name="data",
     )
     flags.DEFINE_integer(
-        "examples_per_shard", 1000, "The number of photos per shard.", lower_bound=1, module_name="output"
+        "examples_per_shard", EXAMPLES_PER_SHARD, "The number of photos per shard.", 1, module_name="output"
     )
 
 
@@ -142,12 +144,7 @@ def convert(
     """
     with photo_sources.open_source(images) as source:
         outcome = Outcome()
-        photos = list_photos(source, outcome)
-        if not photos:
-            raise UserError(f"--images={images}: no picture in it; name a folder or .zip of photos")
-        if not any(pictures.is_named_as_picture(photo.path) for photo in photos):
-            archives.check_no_archives(images, [photo.path for photo in photos], "images")
-        _check_folder_names(images, photos)
+        photos = find_photos(source, images, "images", outcome)
         splits = split_photos(photos, validation_percent)
         # A text file has no label either, but it is no reason to expect test shards.
         expected = [
@@ -161,22 +158,48 @@ def convert(
     return outcome
 
 
+def convert_photos(source: photo_sources.PhotoSource, photos: Sequence[Photo], folder: str, outcome: Outcome) -> None:
+    """Writes photos into an empty folder of this machine, as the script does without further flags. Logs nothing.
+
+    Args:
+        source: where the photos are.
+        photos: the result of `find_photos`.
+        folder: the folder. Without any usable picture, it gets no shards.
+        outcome: that of `find_photos`; receives what is written, skipped and re-encoded.
+    """
+    splits = split_photos(photos, VALIDATION_PERCENT)
+    _write_shards(source, splits, folder, EXAMPLES_PER_SHARD, os.cpu_count() or 1, outcome)
+    _write_bad_images(outcome, folder)
+    _move_shards(folder, folder, outcome.shards)
+
+
 # ---- Labels and ids.
 
 
-def list_photos(source: photo_sources.PhotoSource, outcome: Outcome) -> list[Photo]:
+def find_photos(source: photo_sources.PhotoSource, images: str, flag: str, outcome: Outcome) -> list[Photo]:
     """Lists the files that may be photos, with their labels and ids.
 
     Args:
         source: the folder or .zip file.
+        images: what the user gave, for messages.
+        flag: the flag that named it.
         outcome: receives a row for each file that is skipped because of its name.
 
     Returns:
         The photos, sorted by path.
+
+    Raises:
+        UserError: if there is none, or its folders look like classes but are not named after them.
     """
     keys, refused = photo_sources.list_photos(source)
     outcome.rows += [(path, "skipped", reason) for path, reason in refused]
-    return _with_ids([Photo(path, key, label_of(path)) for path, key in keys.items()])
+    photos = _with_ids([Photo(path, key, label_of(path)) for path, key in keys.items()])
+    if not photos:
+        raise UserError(f"--{flag}={images}: no picture in it; name a folder or .zip of photos")
+    if not any(pictures.is_named_as_picture(photo.path) for photo in photos):
+        archives.check_no_archives(images, [photo.path for photo in photos], flag)
+    _check_folder_names(f"--{flag}={images}", photos)
+    return photos
 
 
 def label_of(path: str) -> int | None:
@@ -205,14 +228,14 @@ def _with_ids(photos: list[Photo]) -> list[Photo]:
     return [dataclasses.replace(photo, id=photo_id) for photo, photo_id in zip(photos, ids, strict=True)]
 
 
-def _check_folder_names(images: str, photos: Sequence[Photo]) -> None:
+def _check_folder_names(given: str, photos: Sequence[Photo]) -> None:
     """Raises a UserError for two folders of pictures that look like two classes but are not named after them."""
     named = [photo for photo in photos if pictures.is_named_as_picture(photo.path)]
     folders = sorted({os.path.dirname(photo.path) for photo in named})
     found = {photo.label for photo in named}
     if len(folders) == 2 and all(folders) and None in found and not set(range(labels.NUM_CLASSES)) <= found:
         raise UserError(
-            f"--images={images}: its two folders are named {' and '.join(folders)}; name them "
+            f"{given}: its two folders are named {' and '.join(folders)}; name them "
             f"{' and '.join(labels.CLASS_NAMES)} (for photos without labels, give one folder)"
         )
 

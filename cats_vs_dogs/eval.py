@@ -58,8 +58,9 @@ def define_flags() -> None:
     define_path(
         "eval_data_pattern",
         "",
-        "File pattern of the labelled shards. Empty: what train.py evaluated on, else validation-* beside the training "
-        "shards; for a model of the sample set, its validation shards.",
+        "File pattern of the labelled shards; or photos, as in train.py: a folder, a .zip file or a pattern. Of photos "
+        "that the model was trained on, those for validation. Empty: what train.py evaluated on, else validation-* "
+        "beside the training shards; for a model of the sample set, its validation shards.",
         module_name="data",
     )
     config.define_bad_examples_flag("them in train_dir/eval/bad_examples.csv.")
@@ -121,7 +122,7 @@ def open_data(
 
     Args:
         train_dirs: the models, which know the data to use by default.
-        pattern: file glob; "": the default.
+        pattern: file pattern of shards, or photos; "": the default.
         reader: how to read a record.
         bad_examples_flag: "fail" or "skip".
 
@@ -131,10 +132,10 @@ def open_data(
     from cats_vs_dogs import bad_examples, trained_data
 
     flag = "eval_data_pattern"
-    patterns = [pattern] if pattern else trained_data.default_patterns(train_dirs, "validation", flag)
+    patterns, name = trained_data.find_eval_data(train_dirs, pattern, flag)
     shards = bad_examples.open_shards(patterns, flag, reader, bad_examples_flag, with_index=True)
     trained_on = trained_data.count_known(train_dirs, shards, flag)
-    return shards, {flag: ",".join(map(files.absolute_path, patterns)), "trained_on": trained_on}
+    return shards, {flag: name, "trained_on": trained_on}
 
 
 def check_ensemble_flags(train_dirs: Sequence[str], run_once: bool, model: str | None, label_loss: str | None) -> None:

@@ -150,7 +150,7 @@ def explain_no_match(pattern: str, matches_folders: bool) -> str:
     where = "" if os.path.isabs(pattern) or "://" in pattern else f" (looked for in {os.getcwd()})"
     if re.search(r"\{.*,.*\}", pattern):
         return f"matches no file{where}; {{a,b}} is not a pattern here, so write * in its place"
-    return f"matches no file{where}; give the path of shards, such as '/data/train-*'"
+    return f"matches no file{where}; give the path of a file that is there, or a pattern such as '/data/train-*'"
 
 
 def convert_command(images: str) -> str:

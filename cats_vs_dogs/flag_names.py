@@ -157,6 +157,16 @@ def explain_unknown_flag(name: str, available: Collection[str]) -> str:
     return next((reason for names, reason in _NOT_NEEDED.items() if plain in names.split()), "")
 
 
+_DASHES = re.compile("[\u2010-\u2015\u2212]+-*(?=[A-Za-z])")  # Those of a text program.
+_SWITCH_VALUES = ("true", "false", "yes", "no")
+
+
+def looks_like_a_flag(word: str) -> bool:
+    """Whether a word on a command line is more like a mistyped flag than like a path, and no file has that name."""
+    is_like = _DASHES.match(word) or re.match(r"[A-Za-z_-]\w*=", word) or word.lower() in _SWITCH_VALUES
+    return bool(is_like) and not os.path.lexists(word) and not glob.glob(word)
+
+
 def explain_words(words: Sequence[str], available: Collection[str]) -> str:
     """Returns what to write instead of words on a command line that do not belong to a flag.
 
@@ -164,14 +174,14 @@ def explain_words(words: Sequence[str], available: Collection[str]) -> str:
         words: the words, at least one.
         available: the names of the script's flags.
     """
-    dashes = re.match("[\u2010-\u2015\u2212]+-*(?=[A-Za-z])", words[0])
+    dashes = _DASHES.match(words[0])
     if dashes:
         return f"its dash is that of a text program; write --{words[0][dashes.end() :]}"
     name, equals, value = words[0].partition("=")
     if equals and re.fullmatch(r"[\w-]+", name):
         answer = explain_unknown_flag(name, available).removesuffix("?")
         return f"{answer}={value}?" if answer.startswith("did you mean") else f"write --{name}={value}"
-    if words[0].lower() in ("true", "false", "yes", "no"):
+    if words[0].lower() in _SWITCH_VALUES:
         return "a switch is set by its name alone, such as --name, and unset by --noname"
     data = next((flag for flag, names in _OTHER_NAMES if flag in available and "data" in names.split()), None)
     example = f"{data}={words[0]}" if data and len(words) == 1 else "name=value"

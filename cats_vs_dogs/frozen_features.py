@@ -7,7 +7,6 @@ also kept in the user's cache folder, so the next run, with another head or othe
 import hashlib
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import files, readers, untracked
+from cats_vs_dogs import files, kept_folders, readers, untracked
 from cats_vs_dogs.models import BuiltModel, all_layers
 from cats_vs_dogs.utils import UserError
 
@@ -142,33 +141,21 @@ def _read(folder: str) -> tuple[tf.Tensor, ...] | None:
 def _keep(folder: str, columns: tuple[tf.Tensor, ...]) -> str:
     """Writes columns into a folder, in place of old ones, and returns the folder; "" if that is not possible."""
     parent, size = os.path.dirname(folder), sum(column.dtype.size * tf.size(column).numpy() for column in columns[1:])
+
+    def write(new: str) -> None:
+        ids, *others = (column.numpy() for column in columns)
+        arrays = [ids.astype("S"), *others]
+        checksums = np.array([zlib.crc32(array) for array in arrays])  # Cleaning programs may damage old files.
+        for name, array in zip((*_COLUMNS, "checksums"), (*arrays, checksums), strict=True):
+            np.save(os.path.join(new, f"{name}.npy"), array)
+
     try:
         os.makedirs(parent, exist_ok=True)
-        if not _make_room(parent, size):
+        if size > min(_MAX_KEPT_BYTES, shutil.disk_usage(parent).free // 4):
             return ""
-        temporary = tempfile.mkdtemp(dir=parent, prefix="unfinished-")
-        try:
-            ids, *others = (column.numpy() for column in columns)
-            arrays = [ids.astype("S"), *others]
-            checksums = np.array([zlib.crc32(array) for array in arrays])  # After a power failure, files hold zeros.
-            for name, array in zip((*_COLUMNS, "checksums"), (*arrays, checksums), strict=True):
-                np.save(os.path.join(temporary, f"{name}.npy"), array)
-            shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        kept_folders.make_room(parent, size, _MAX_KEPT_BYTES)
+        kept_folders.make(folder, write, is_complete=lambda path: _read(path) is not None)
     except OSError as error:
         logging.warning("The features cannot be kept in %s: %s", parent, error)
         return ""
     return folder
-
-
-def _make_room(parent: str, size: int) -> bool:
-    """Deletes the least recently used features until `size` more bytes fit; returns whether they do."""
-    if size > min(_MAX_KEPT_BYTES, shutil.disk_usage(parent).free // 4):
-        return False
-    folders = sorted(filter(os.path.isdir, (entry.path for entry in os.scandir(parent))), key=os.path.getmtime)
-    sizes = {folder: sum(entry.stat().st_size for entry in os.scandir(folder)) for folder in folders}
-    while folders and sum(sizes[folder] for folder in folders) + size > _MAX_KEPT_BYTES:
-        shutil.rmtree(folders.pop(0), ignore_errors=True)
-    return True

@@ -1,9 +1,11 @@
-"""Predicts cats and dogs for unlabelled shards or plain pictures, and writes the submission CSV.
+"""Predicts cats and dogs for plain pictures or unlabelled shards, prints the answers and writes the submission CSV.
 
+Words that are not flags are inputs, as --input_data_pattern is: pictures, folders and .zip files of them, or patterns.
+
+python cats_vs_dogs/inference.py photo.jpg more_photos/ test1.zip
 python cats_vs_dogs/inference.py --input_data_pattern='shards/test-*' --output_file=predictions.csv
-python cats_vs_dogs/inference.py --input_data_pattern='photos/*.jpg' --output_file=predictions.csv
 python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --output_file=predictions.csv
-python cats_vs_dogs/inference.py --input_data_pattern=photos.zip --train_dir=/tmp/a,/tmp/b --output_file=both.csv
+python cats_vs_dogs/inference.py photos.zip --train_dir=/tmp/a,/tmp/b --output_file=both.csv
 """
 
 import os
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import archives, config, files, submission, terminal, user_files, utils
+from cats_vs_dogs import config, files, photo_sources, submission, terminal, user_files, utils
 from cats_vs_dogs.labels import CLASS_NAMES, is_dog
 from cats_vs_dogs.path_flags import define_path
 
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 _FLAG = "input_data_pattern"
-_NUM_SHOWN = 50  # Predictions of pictures shown on a terminal.
+# So many answers for pictures are printed; of more pictures only the first ones, and the counts.
+_NUM_SHOWN, _NUM_FIRST_SHOWN = 20, 5
 
 
 def define_flags() -> None:
@@ -51,8 +54,9 @@ def define_flags() -> None:
         "input_data_pattern",
         "",
         "File pattern of shards or of pictures, or a folder or .zip file of pictures: JPEG, PNG, GIF, BMP, WebP, TIFF "
-        "and whatever else the installed Pillow opens. Empty: test-* beside the training shards; for a model of the "
-        "sample set, its test shards.",
+        "and whatever else the installed Pillow opens; or several of them with commas between. Words that are not "
+        "flags are further inputs. Without any: test-* beside the training shards, or the photos without a label among "
+        "those of training; for a model of the sample set, its test shards.",
         module_name="data",
     )
     config.define_bad_examples_flag(
@@ -86,7 +90,7 @@ def predict(
         check_ids: called with the ids of each batch; raises an error if the CSV cannot have one.
 
     Returns:
-        Id and probability of a dog of the first examples, for the terminal.
+        Id and probability of a dog of the first examples, which `answers` shows.
 
     Raises:
         UserError: if there are more or fewer examples than the predictor expects.
@@ -111,20 +115,22 @@ def predict(
     return first
 
 
-def table(first: Sequence[tuple[str, float]], writer: submission.Writer, csv_path: str) -> list[str]:
-    """Returns the lines of a table: the first examples with the probability of their class, and the counts.
+def answers(first: Sequence[tuple[str, float]], writer: submission.Writer, csv_path: str) -> list[str]:
+    """Returns the lines that answer a user: cat or dog, and how sure, for a few pictures; the counts for several.
 
     Args:
-        first: id and probability of a dog of the first examples.
+        first: id and probability of a dog of the first pictures; of records in shards none.
         writer: knows how many cats and dogs there are.
         csv_path: where all rows are.
     """
-    rows = [["file", "", "probability"]]
-    for example_id, dog in first:
-        rows.append([example_id, CLASS_NAMES[int(is_dog(dog))], f"{dog if is_dog(dog) else 1 - dog:.4f}"])
-    num_more = writer.num_rows - len(first)
-    more = [f"... and {num_more:,} more in {csv_path}"] if num_more else []
-    return [*terminal.table(rows, left=2), *more, f"{writer.num_cats:,} cats, {writer.num_dogs:,} dogs"]
+    shown = first if writer.num_rows <= _NUM_SHOWN else first[:_NUM_FIRST_SHOWN]
+    rows = [(one, CLASS_NAMES[int(is_dog(dog))], f"{100 * max(dog, 1 - dog):.1f} %") for one, dog in shown]
+    lines = terminal.table(rows, left=2) if rows else []
+    if rows and len(rows) < writer.num_rows:
+        lines.append(f"... and {writer.num_rows - len(rows):,} more in {csv_path}")
+    if writer.num_rows > 1 or not rows:
+        lines.append(f"{writer.num_rows:,} photos: {writer.num_cats:,} cats, {writer.num_dogs:,} dogs")
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +154,10 @@ class Input:
 def open_input(
     patterns: Sequence[str], reader: "BaseReader", bad_examples_flag: str, submission_format: str, batch_size: int
 ) -> Iterator[Input]:
-    """Finds what to predict: shards, or pictures that a pattern matches or that a folder or .zip file holds.
+    """Finds what to predict: shards, or pictures, of which folders and .zip files may hold some.
 
     Args:
-        patterns: the pattern, folder or .zip file; or several patterns of shards.
+        patterns: paths and patterns of pictures, folders and .zip files; or patterns of shards.
         reader: how to read a record.
         bad_examples_flag: "fail" or "skip", see `bad_examples.open_shards`.
         submission_format: one of submission.FORMATS, whose CSV must be able to hold the ids.
@@ -162,73 +168,29 @@ def open_input(
     """
     from cats_vs_dogs import bad_examples, picture_files, readers
 
-    with find_pictures(patterns) as found:
-        if found is None:
-            shards = bad_examples.open_shards(patterns, _FLAG, reader, bad_examples_flag, submission_format)
-            errors = bad_examples.explain_read_errors(reader, shards)
-            yield Input(shards, readers.make_dataset(reader, shards, batch_size), errors, has_pictures=False)
-            return
-        paths, read = found
+    places = photo_sources.find_places(patterns, _FLAG)
+    if places is None:
+        shards = bad_examples.open_shards(patterns, _FLAG, reader, bad_examples_flag, submission_format)
+        logging.info("number of input files: %d", len(shards.files))
+        errors = bad_examples.explain_read_errors(reader, shards)
+        yield Input(shards, readers.make_dataset(reader, shards, batch_size), errors, has_pictures=False)
+        return
+    with photo_sources.open_pictures(places, _FLAG) as (paths, read):
+        logging.info("number of input files: %d", len(paths))
         pictures = bad_examples.open_pictures(paths, reader, bad_examples_flag, submission_format, read)
         errors = bad_examples.explain_picture_errors(reader, pictures, read)
         batches = picture_files.PictureBatches(reader, pictures, batch_size, read)
         yield Input(pictures, batches, errors, has_pictures=True)
 
 
-@contextlib.contextmanager
-def find_pictures(patterns: Sequence[str]) -> Iterator[tuple[list[str], Callable[[str], bytes]] | None]:
-    """Yields the paths of pictures, and a function that reads one, given its path; None if the patterns name shards."""
-    from cats_vs_dogs import photo_sources
-
-    is_folder = False
-    with contextlib.suppress(*files.file_errors()):  # `list_files` reports them.
-        is_folder = len(patterns) == 1 and files.is_dir(patterns[0])
-    paths = patterns if is_folder else [path for one in patterns for path in files.list_files(one, _FLAG)]
-    if not is_folder and not (len(paths) == 1 and paths[0].lower().endswith(".zip")):
-        logging.info("number of input files: %d", len(paths))
-        yield (paths, photo_sources.read_file) if are_pictures(paths) else None
-        return
-    with photo_sources.open_pictures(paths[0], _FLAG) as (pictures, read):
-        logging.info("number of input files: %d", len(pictures))
-        if not pictures and is_folder and has_shards(paths[0]):
-            files.list_files(paths[0], _FLAG)  # Says which pattern to write instead.
-        if not pictures:
-            archives.check_no_archives(paths[0], files.list_dir(paths[0]), _FLAG)
-            raise utils.UserError(f"--{_FLAG}={paths[0]}: has no picture in it; name pictures or shards")
-        yield pictures, read
-
-
-def has_shards(folder: str) -> bool:
-    """Whether a folder has a TFRecord file in it."""
-    from cats_vs_dogs import tfrecords
-
-    paths = [path for path in files.list_matching(folder, ".*") if not files.is_dir(path)]
-    return any(map(tfrecords.is_shard, paths))
-
-
-def are_pictures(paths: Sequence[str]) -> bool:
-    """Whether files are pictures and not shards, by the first one that begins like either: damaged ones may not.
-
-    If none of them does, by their names, so that a damaged picture is not called a damaged shard.
-    """
-    from cats_vs_dogs import photo_sources, pictures, tfrecords
-
-    for path in paths:
-        with contextlib.suppress(pictures.BadImage, *files.file_errors()):  # A later step reports it.
-            if tfrecords.is_shard(path):
-                return False
-            if pictures.format_of(photo_sources.read_file(path, pictures.NUM_FIRST_BYTES)):
-                return True
-    return any(map(pictures.is_named_as_picture, paths))
-
-
-def main() -> None:
-    """Predicts what the flags name."""
-    pattern, output_file = FLAGS.input_data_pattern, FLAGS.output_file
+def main(words: Sequence[str] = ()) -> None:
+    """Predicts what the flags name, and what the words beside them do."""
+    patterns, output_file = [*filter(None, [FLAGS.input_data_pattern]), *words], FLAGS.output_file
     submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag = FLAGS.bad_examples
     averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
     train_dirs = config.find_models(FLAGS.train_dir)
+    photo_sources.check_there(patterns, _FLAG)
     if len(train_dirs) > 1 and not output_file:
         raise utils.UserError(
             f"--output_file: not given, and --train_dir names {len(train_dirs)} models; name the CSV file, such as "
@@ -242,7 +204,7 @@ def main() -> None:
     specs = ensemble.load_specs(train_dirs)
     for one in train_dirs:
         checkpoints.require_checkpoint(one)  # Before the data is read.
-    patterns = [pattern] if pattern else trained_data.default_patterns(train_dirs, "test", _FLAG)
+    patterns = patterns or trained_data.default_patterns(train_dirs, "test", _FLAG)
     output_file = output_file or os.path.join(train_dirs[0], "predictions.csv")
     reader = ensemble.open_reader_for(specs, is_labelled=False)
     with (
@@ -259,8 +221,7 @@ def main() -> None:
             predictor = Predictor(classifiers, cluster, data.batches, data.shards.num_examples)
             writer = submission.Writer(output, output_column, submission_format)
             first = predict(predictor, writer, bad_examples.make_id_check(data.shards, submission_format))
-    if data.has_pictures and sys.stdout.isatty():
-        print(*table(first, writer, output_file), sep="\n", flush=True)
+    print(*answers(first if data.has_pictures else [], writer, output_file), sep="\n", flush=True)
     num_bad = len(data.shards.bad_list)
     missing = f"; records missing from it: {num_bad}, listed in {bad_path}" if num_bad else ""
     logging.info(
@@ -269,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, define_flags)
+    utils.run_script(main, define_flags, takes_paths=True)

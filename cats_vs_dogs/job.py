@@ -14,6 +14,7 @@ from cats_vs_dogs import (
     example_index,
     open_reader,
     optimizers,
+    photo_shards,
     readers,
     sample_data,
     train_dir,
@@ -73,10 +74,11 @@ def look(settings: Config, cluster: Cluster) -> Job:
     is_new = not has_model or checkpoints.newest_checkpoint(settings.train_dir) is None
     is_new = bool(cluster.broadcast_from_chief(int(is_new)))  # All create the same variables, or wait for each other.
     settings = settings if is_new else with_stored_seed(settings, cluster)
+    settings, photos = find_photos(settings)
     data = settings.data
     reading = (settings.model.image_size, settings.model.resize_method)
     reader = open_reader.open_reader(True, *reading)
-    shards, eval_shards = open_data(settings, cluster.is_chief, reader)
+    shards, eval_shards = open_data(settings, photos, cluster.is_chief, reader)
     open_reader.check(shards, *reading)
     trained_on = eval_trained_on = None
     if cluster.is_chief:
@@ -127,31 +129,76 @@ def with_stored_seed(settings: Config, cluster: Cluster) -> Config:
     return dataclasses.replace(settings, model=model)
 
 
+def find_photos(settings: Config) -> tuple[Config, photo_shards.PhotoShards | None]:
+    """Finds the photos to train on, if the flag names photos and not shards, and makes shards of them.
+
+    Returns:
+        The settings, which name the photos by absolute paths, and to evaluate on, if nothing else is given, too: that
+        means those for validation. And the shards of the photos.
+
+    Raises:
+        UserError: if no photo is for training, or none is for evaluations that --early_stop_evals needs.
+    """
+    data, flag = settings.data, "train_data_pattern"
+    photos = photo_shards.find(data.train_data_pattern, flag) if data.train_data_pattern else None
+    evaluated = data.eval_data_pattern
+    if photos and not photos.count("train"):
+        raise UserError(
+            f"--{flag}={data.train_data_pattern}: none of its labelled photos is for training; give more photos"
+        )
+    if photos and not evaluated and photos.count("validation"):
+        evaluated = photos.name
+    elif photos and not evaluated:
+        logging.info(
+            "Nothing is evaluated while training: none of the %d photos fell into validation; give "
+            "--eval_data_pattern, or more photos",
+            photos.count("train"),
+        )
+    if not evaluated and settings.periods.early_stop_evals:
+        raise UserError(
+            f"--early_stop_evals={settings.periods.early_stop_evals}: stopping early needs evaluations; give "
+            "--eval_data_pattern, or leave --early_stop_evals out"
+        )
+    if photos:
+        data = dataclasses.replace(data, train_data_pattern=photos.name, eval_data_pattern=evaluated)
+    return dataclasses.replace(settings, data=data), photos
+
+
 def open_data(
-    settings: Config, is_chief: bool, reader: readers.BaseReader
+    settings: Config, photos: photo_shards.PhotoShards | None, is_chief: bool, reader: readers.BaseReader
 ) -> tuple[readers.Shards, readers.Shards | None]:
     """Opens what to train on, and on the chief what to evaluate on; checks that a model can learn from it.
+
+    Args:
+        settings: the first result of `find_photos`.
+        photos: the second result of `find_photos`.
+        is_chief: whether this process is the chief.
+        reader: how to read a record.
 
     Raises:
         UserError: if it cannot be read, or shows one class only.
     """
     data = settings.data
-    pattern = data.train_data_pattern
+    pattern = photos.pattern("train") if photos else data.train_data_pattern
     if not pattern:
         check_is_of_sample_set(settings)
         pattern = sample_data.pattern("train")
         logging.info("No --train_data_pattern given: using the kit's own sample set, %s", pattern)
     shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, data.bad_examples, with_index=True)
-    example_index.check_classes(shards.index, f"--train_data_pattern={pattern}", data.allow_one_class)
+    given = data.train_data_pattern or pattern
+    example_index.check_classes(shards.index, f"--train_data_pattern={given}", data.allow_one_class)
     if not is_chief:
         return shards, None
     example_index.warn_of_unequal_classes(shards.index, settings.model.loss_params)
     example_index.warn_of_contradictions(shards.index)
     if not data.eval_data_pattern:
         return shards, None
-    return shards, bad_examples.open_shards(
-        data.eval_data_pattern, "eval_data_pattern", reader, data.bad_examples, with_index=True
-    )
+    flag = "eval_data_pattern"
+    if photos and data.eval_data_pattern == photos.name and photos.count("validation"):
+        patterns = [photos.pattern("validation")]
+    else:
+        patterns = trained_data.eval_patterns(data.eval_data_pattern, flag, [data.train_data_pattern])
+    return shards, bad_examples.open_shards(patterns, flag, reader, data.bad_examples, with_index=True)
 
 
 def check_is_of_sample_set(settings: Config) -> None:

@@ -1,5 +1,6 @@
 """Flags that hold a path or a pattern: what a user may type, and the path that the code gets."""
 
+import glob
 import os
 import re
 import unicodedata
@@ -79,8 +80,8 @@ def expand_path(text: str) -> str:
 def split_paths(text: str) -> list[str]:
     """Returns the paths in a list such as "/tmp/a, ~/b", each as `expand_path` returns it.
 
-    A comma belongs to a name if there is a folder of that name. It also does after gs://, where looking is not cheap,
-    unless a path or an address comes next.
+    A comma belongs to a name if there is a file or folder of that name, or a pattern with it matches any. It also does
+    after gs://, where looking is not cheap, unless a path or an address comes next.
 
     Args:
         text: the list, as typed; perhaps one path.
@@ -104,7 +105,8 @@ def _is_one_path(parts: Sequence[str]) -> bool:
     path = ",".join(parts).strip()
     if path.startswith("gs://"):
         return not any(re.match(r"\s*($|gs://|/|~|\.\.?/)", part) for part in parts[1:])
-    return os.path.isdir(os.path.expanduser(path))
+    path = os.path.expanduser(path)
+    return os.path.exists(path) or bool(glob.glob(path))
 
 
 def _as_on_disk(path: str) -> str:

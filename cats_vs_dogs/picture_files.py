@@ -86,9 +86,9 @@ def picture_ids(files: Sequence[str]) -> dict[str, str]:
     """Returns the id of each picture file: its path, relative to the innermost folder that has all files.
 
     Args:
-        files: their paths, sorted.
+        files: their paths. If some are absolute and some are not, they are the ids.
     """
     folder = os.path.dirname(files[0])
     while not all(path.startswith(os.path.join(folder, "")) for path in files):
-        folder = os.path.dirname(folder)
+        folder = os.path.dirname(folder) if os.path.dirname(folder) != folder else ""
     return {path: path[len(os.path.join(folder, "")) :] for path in files}

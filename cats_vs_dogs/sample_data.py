@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image, ImageDraw
 
-from cats_vs_dogs import files, labels, utils
+from cats_vs_dogs import files, kept_folders, labels, utils
 from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.utils import UserError
 
@@ -294,26 +294,13 @@ def _is_complete(folder: str) -> bool:
 
 
 def _draw_into_cache(folder: str) -> None:
-    """Draws the set in a temporary folder and renames that when it is complete.
+    """Draws the set into a folder that is then complete or absent.
 
     Raises:
         OSError: if the folder cannot be written to.
     """
-    parent, name = os.path.split(folder)
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}.") as temporary:
-        logging.info("Drawing the sample set (%d cats and dogs) in %s, once", sum(NUM_EXAMPLES.values()), folder)
-        drawn = os.path.join(temporary, "drawn")
-        os.mkdir(drawn)
-        _write_shards(drawn)
-        if not _is_complete(folder):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, os.path.join(temporary, "damaged"))
-        try:
-            files.replace(drawn, folder)
-        except OSError:
-            if not _is_complete(folder):  # Another process may have been faster; its pictures are the same.
-                raise
+    logging.info("Drawing the sample set (%d cats and dogs) in %s, once", sum(NUM_EXAMPLES.values()), folder)
+    kept_folders.make(folder, _write_shards, _is_complete)
 
 
 def define_flags() -> None:

@@ -1,6 +1,7 @@
-"""Trains a model on TFRecord shards.
+"""Trains a model on TFRecord shards or on photos.
 
     python cats_vs_dogs/train.py --train_data_pattern='shards/train-*' --train_dir=/tmp/cvd_model --model=LogisticModel
+    python cats_vs_dogs/train.py --train_data_pattern=train.zip --train_dir=/tmp/cvd_model --recipe=good
 
 Started again with the same flags, it resumes from the newest checkpoint in train_dir.
 """
@@ -130,7 +131,7 @@ def prepare(job: Job) -> None:
     check_same_as_chief(cluster, job.record, job.state.step, folder)
     if cluster.is_chief:
         if restored:
-            train_dir.warn_of_changes(folder, job.record)
+            train_dir.warn_of_changes(folder, job.record, trained_data.has_new_pictures(folder, job.shards))
             train_dir.warn_of_other_graph(folder, job.predictor.graph_number)
         with files.explain_write_errors(folder, "train_dir"):
             train_dir.delete_leftovers(folder)
@@ -364,9 +365,9 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
         logging.info("  %s", utils.command("inference.py", **where))
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
     if not can_evaluate:
-        logging.info("To evaluate the model, give eval.py labelled shards that it was not trained on.")
+        logging.info("To evaluate the model, give eval.py labelled shards or photos that it was not trained on.")
     if not can_predict:
-        logging.info("To predict your own photos, give inference.py their paths as --input_data_pattern.")
+        logging.info("To predict your own photos, name them after inference.py: photo.jpg, a folder or a .zip file.")
     if data.eval_data_pattern:
         best = shlex.quote(os.path.join(folder, "best"))
         logging.info("With --train_dir=%s, they use the best model instead of the last.", best)

@@ -371,17 +371,18 @@ def fingerprint(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(common).encode())
 
 
-def warn_of_changes(train_dir: str, record: dict[str, Any]) -> None:
+def warn_of_changes(train_dir: str, record: dict[str, Any], has_new_pictures: bool = False) -> None:
     """Warns if a model is resumed in another way than run.json says it was trained.
 
     Args:
         train_dir: where run.json is.
         record: this run's, see `make_record`.
+        has_new_pictures: whether the shards hold pictures that it was not trained on, whatever their names are.
     """
     then = read_run(train_dir)
     if not then:
         return
-    changes = ["other shards"] if _shards(then) != _shards(record) else []
+    changes = ["other shards"] if _shards(then) != _shards(record) or has_new_pictures else []
     changes += _differences(_results_flags(then, record), _results_flags(record, record))
     changes += _differences(_stored_optimizer(then), record["optimizer"])
     versions = ("tensorflow", "keras")

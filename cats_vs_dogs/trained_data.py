@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cats_vs_dogs import files, sample_data, train_dir
+from cats_vs_dogs import files, photo_shards, photo_sources, sample_data, train_dir
 from cats_vs_dogs.readers import Shards
 from cats_vs_dogs.utils import UserError
 
@@ -27,7 +27,65 @@ def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
     return folder, run if is_complete and run["shards"] else {}
 
 
+# ---- Photos in place of shards.
+
+
+def eval_patterns(pattern: str, flag: str, trained_patterns: Sequence[str]) -> list[str]:
+    """Returns the file patterns of the shards to evaluate on, and logs what they are if photos are given.
+
+    Args:
+        pattern: what the user gave: shards, or photos. Of photos that a model was trained on, those for validation are
+            meant, otherwise all that have labels.
+        flag: the flag that gave it, for messages.
+        trained_patterns: what models were trained on.
+
+    Raises:
+        UserError: if it names nothing, or no photo to evaluate on.
+    """
+    photos = photo_shards.find(pattern, flag)
+    if photos is None:
+        return [pattern]
+    if not any(one and photo_shards.are_same(photos.name, one, flag) for one in trained_patterns):
+        logging.info("Evaluating on all labelled photos of %s.", pattern)
+        return photos.labelled_patterns()
+    if not photos.count("validation"):
+        raise UserError(
+            f"--{flag}={pattern}: the model was trained on it, and none of its photos is for validation; name photos "
+            "that it was not trained on"
+        )
+    logging.info("Evaluating on the %d photos of %s for validation.", photos.count("validation"), pattern)
+    return [photos.pattern("validation")]
+
+
+def trained_patterns(model_dirs: Sequence[str]) -> list[str]:
+    """Returns what models were trained on, as their run.json says; those of which it is not known are left out."""
+    found = []
+    for model_dir in model_dirs:
+        with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being evaluated.
+            _, run = find_run(model_dir)
+            found.append(run.get("flags", {}).get("train_data_pattern", ""))
+    return found
+
+
 # ---- The data to use if no flag names any.
+
+
+def find_eval_data(model_dirs: Sequence[str], pattern: str, flag: str) -> tuple[list[str], str]:
+    """Returns the file patterns of the shards to evaluate models on, and what their metrics call them.
+
+    Args:
+        model_dirs: see `default_patterns`.
+        pattern: what the user gave, see `eval_patterns`; "": what belongs to the models.
+        flag: the flag that gave it, for messages.
+
+    Raises:
+        UserError: see `eval_patterns` and `default_patterns`.
+    """
+    if not pattern:
+        return _find_default(model_dirs, "validation", flag)
+    patterns = eval_patterns(pattern, flag, trained_patterns(model_dirs))
+    names = [pattern] if patterns == [pattern] else photo_sources.split_list(pattern, flag)
+    return patterns, ",".join(map(files.absolute_path, names))
 
 
 def default_patterns(model_dirs: Sequence[str], split: str, flag: str) -> list[str]:
@@ -45,21 +103,26 @@ def default_patterns(model_dirs: Sequence[str], split: str, flag: str) -> list[s
         UserError: if it is not known what a model was trained on, there are no such shards, or they differ between
             the models.
     """
+    return _find_default(model_dirs, split, flag)[0]
+
+
+def _find_default(model_dirs: Sequence[str], split: str, flag: str) -> tuple[list[str], str]:
+    """Returns what `default_patterns` does, and the name of the data."""
     first, *others = model_dirs
-    patterns, said = _find_patterns(first, split, flag)
+    patterns, name, why = _find_patterns(first, split, flag)
     for other in others:
-        other_patterns, _ = _find_patterns(other, split, flag)
+        other_patterns, *_ = _find_patterns(other, split, flag)
         if _real_paths(other_patterns, flag) != _real_paths(patterns, flag):
             raise UserError(
                 f"--{flag}: not given, and the models have different data: {first} has {' and '.join(patterns)}, "
                 f"{other} has {' and '.join(other_patterns)}; give the shards with --{flag}='.../{split}-*'"
             )
-    logging.info("%s", said)
-    return patterns
+    logging.info("No --%s given: using %s", flag, why)
+    return patterns, name
 
 
-def _find_patterns(model_dir: str, split: str, flag: str) -> tuple[list[str], str]:
-    """Returns the patterns that belong to one model, and the line to log; see `default_patterns`."""
+def _find_patterns(model_dir: str, split: str, flag: str) -> tuple[list[str], str, str]:
+    """Returns the patterns that belong to one model, their name, and the words to log; see `default_patterns`."""
     folder, run = find_run(model_dir)
     advice = f"give the shards with --{flag}='.../{split}-*'"
     if not run:
@@ -68,15 +131,20 @@ def _find_patterns(model_dir: str, split: str, flag: str) -> tuple[list[str], st
             f"run.json); {advice}"
         )
     evaluated = run["flags"].get("eval_data_pattern") if split == "validation" else ""
-    if not evaluated and not run["flags"].get("train_data_pattern"):
+    trained = run["flags"].get("train_data_pattern")
+    if not evaluated and not trained:
         pattern = sample_data.pattern(split)
-        return [pattern], f"No --{flag} given: using the kit's own sample set, which the model knows: {pattern}"
+        return [pattern], pattern, f"the kit's own sample set, which the model knows: {pattern}"
     if evaluated:
         looked_for, why = [evaluated], "which train.py evaluated on"
     else:
         folders = dict.fromkeys(os.path.dirname(path) for path in run["shards"])
         looked_for = [os.path.join(folder, f"{split}-*") for folder in folders]
         why = "beside the training shards"
+    photos = evaluated or trained
+    if _are_photos(photos):
+        found = eval_patterns(photos, flag, [trained]) if split == "validation" else _test_patterns(photos, flag)
+        return found, photos, f"{photos}, which train.py {'evaluated' if evaluated else 'was given to train'} on."
     # Older versions stored paths as typed. They mean these files only if the training shards are here, too.
     is_here = all(os.path.isabs(path) or os.path.exists(path) or files.is_remote(path) for path in run["shards"])
     found = [pattern for pattern in looked_for if is_here and _matches(pattern)]
@@ -86,7 +154,31 @@ def _find_patterns(model_dir: str, split: str, flag: str) -> tuple[list[str], st
             f"--{flag}: not given, and no file matches {' or '.join(looked_for)}{where} ({why}, says "
             f"{os.path.join(folder, 'run.json')}); {advice}"
         )
-    return found, f"No --{flag} given: using {' and '.join(found)}, {why}."
+    name = ",".join(map(files.absolute_path, found))
+    return found, name, f"{' and '.join(found)}, {why}."
+
+
+def _are_photos(pattern: str) -> bool:
+    """Whether a pattern names photos, which are there."""
+    try:
+        return photo_sources.find_places([pattern], "") is not None
+    except UserError:
+        return False
+
+
+def _test_patterns(pattern: str, flag: str) -> list[str]:
+    """Returns the pattern of the shards of photos that are neither for training nor for validation.
+
+    Raises:
+        UserError: if there are none.
+    """
+    photos = photo_shards.find(pattern, flag)
+    if not photos or not photos.count("test"):
+        raise UserError(
+            f"--{flag}: not given, and {pattern}, which the model was trained on, has no photos without a label; name "
+            "photos to predict, such as photo.jpg, a folder or a .zip file"
+        )
+    return [photos.pattern("test")]
 
 
 def _matches(pattern: str) -> bool:
@@ -143,6 +235,12 @@ def keys_of_run(folder: str, shards: Shards, is_resumed: bool) -> np.ndarray | N
     if before is not None:
         return np.union1d(before, keys)
     return keys if train_dir.same_shards(train_dir.read_run(folder), shards.records) else None
+
+
+def has_new_pictures(folder: str, shards: Shards) -> bool:
+    """Whether shards have pictures or ids that the model in a train_dir was not trained on before, as far as known."""
+    before, keys = load_keys(folder), shards.index.keys() if shards.index else None
+    return before is not None and keys is not None and not np.isin(keys[keys != 0], before).all()
 
 
 def count_trained_on(shards: Shards, keys: np.ndarray | None, trained_paths: Sequence[str], flag: str) -> int | None:

@@ -18,11 +18,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from cats_vs_dogs import flag_files, flag_names
+from cats_vs_dogs import flag_files, flag_names, path_flags
 from cats_vs_dogs.functions_of_2017 import (  # noqa: F401 - utils.py had them in 2017.
     Dequantize,
     MakeSummary,
@@ -42,19 +42,26 @@ class UserError(Exception):
 FLAG_GROUPS = ("data", "model", "training", "evaluation", "output", "machine")
 
 
-def run_script(main: Callable[..., None], define_flags: Callable[[], None], pass_on_flags: bool = False) -> None:
+def run_script(
+    main: Callable[..., None],
+    define_flags: Callable[[], None],
+    pass_on_flags: bool = False,
+    takes_paths: bool = False,
+) -> None:
     """Reads the flags of a script and runs it, see `read_flags` and `run_main`.
 
     Args:
-        main: takes no argument; with `pass_on_flags` a list of the arguments that are not flags of the script.
+        main: takes no argument; with `pass_on_flags` or `takes_paths` a list of the arguments that are not flags of
+            the script.
         define_flags: defines the script's flags.
         pass_on_flags: whether flags other than the script's are allowed.
+        takes_paths: whether paths and patterns that belong to no flag are allowed.
     """
-    others = read_flags(define_flags, pass_on_flags)
-    run_main(lambda: main(others) if pass_on_flags else main())
+    others = read_flags(define_flags, pass_on_flags, takes_paths)
+    run_main(lambda: main(others) if pass_on_flags or takes_paths else main())
 
 
-def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) -> list[str]:
+def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False, takes_paths: bool = False) -> list[str]:
     """Defines a script's flags and reads the command line. Ends the process if it is wrong, or asks for --help.
 
     To be called before TensorFlow is imported, which takes seconds.
@@ -63,9 +70,11 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         define_flags: defines the script's flags, each with one of FLAG_GROUPS as `module_name`. Called here and not on
             import, so that one process can import every script.
         pass_on_flags: whether flags other than the script's are allowed.
+        takes_paths: whether paths and patterns that belong to no flag are allowed.
 
     Returns:
-        The arguments that are not flags of the script.
+        The arguments that are not flags of the script; paths are those that the user means, see
+        `path_flags.expand_path`.
     """
     _use_utf8()
     for name in _own_flags():
@@ -81,7 +90,8 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
             ]
             print(sys.modules["__main__"].__doc__, *parts, sep="\n")
             sys.exit(0)
-        flags.FLAGS.set_gnu_getopt(pass_on_flags)  # The script's flags may come after others: --other 1 --its=2
+        # The script's flags may come after others: --other 1 --its=2
+        flags.FLAGS.set_gnu_getopt(pass_on_flags or takes_paths)
         has_recipe = "recipe" in flags.FLAGS
         arguments = flag_files.read_arguments(sys.argv[1:], has_recipe)
         others = flags.FLAGS([sys.argv[0], *(text for text, _ in arguments)], known_only=pass_on_flags)[1:]
@@ -97,16 +107,27 @@ def read_flags(define_flags: Callable[[], None], pass_on_flags: bool = False) ->
         wrong = [name for name in _own_flags() if re.search(rf"\b{name}=", message)]
         where = flag_files.place_of(wrong, arguments)
         _exit_with_error(f"{where}{message} (--help lists all flags)")
-    if others and not pass_on_flags:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""  # Perhaps all files that a pattern matches.
-        advice = flag_names.explain_words(others, _own_flags())
-        where = flag_files.place_of(others[:1], arguments)
-        _exit_with_error(f"{where}{' '.join(others[:3])}{more}: not a flag; {advice} (--help lists all flags)")
+    wrong = list(filter(flag_names.looks_like_a_flag, others)) if takes_paths else others
+    if wrong and not pass_on_flags:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""  # Perhaps all files that a pattern matches.
+        advice = flag_names.explain_words(wrong, _own_flags())
+        where = flag_files.place_of(wrong[:1], arguments)
+        _exit_with_error(f"{where}{' '.join(wrong[:3])}{more}: not a flag; {advice} (--help lists all flags)")
+    if takes_paths:
+        others = list(map(_expand_path, others))
     for name, value in flags.FLAGS.flag_values_dict().items():
         if isinstance(value, float) and not math.isfinite(value):  # A lower or upper bound lets nan pass.
             where = flag_files.place_of([name], arguments)
             _exit_with_error(f"{where}--{name}={value}: must be a finite number")
     return others
+
+
+def _expand_path(word: str) -> str:
+    """Returns the path that a word on the command line means; ends the process if it cannot be one."""
+    try:
+        return path_flags.expand_path(word)
+    except ValueError as error:
+        _exit_with_error(f"{word}: {error}")
 
 
 def _own_flags() -> list[str]:
@@ -271,7 +292,7 @@ def _is_ours_or_grave(record: python_logging.LogRecord) -> bool:
     return record.levelno > python_logging.INFO or os.path.dirname(record.pathname) == os.path.dirname(__file__)
 
 
-def _exit_with_error(message: str) -> None:
+def _exit_with_error(message: str) -> NoReturn:
     sys.stdout.flush()
     # In one line, but a path in it may have several spaces.
     print("error: " + re.sub(r"\s*\n\s*", " ", message.strip()), file=sys.stderr)

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, forked_python, jpeg, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, values_of, write_shards
 from fake_gcs import FakeGcs
+
+from cats_vs_dogs import checkpoints
 
 DRIVER = Path(__file__).resolve().parent / "run_scripts.py"
 
@@ -93,6 +95,25 @@ def comparable(files, root):
             data = re.sub(rb', "(time|examples_per_second|waiting_for_data)": [^,}]+', b"", data)
         kept[re.sub(r"(tfevents)\..*", r"\1", name)] = data.replace(root.encode(), b"")
     return {name: data for name, data in kept.items() if not name.endswith("/")}
+
+
+@pytest.mark.slow
+def test_photos_on_gs_are_trained_on_as_those_on_the_local_disk(run_script, gcs, pictures, tmp_path):
+    upload(gcs, pictures, "pictures")
+    flags = ["--num_epochs=1", "--batch_size=8", "--image_size=16"]
+    places = [f"{pictures}/photos", "gs://b/pictures/photos", "gs://b/pictures/photos.zip", "gs://b/pictures/photos/*"]
+    scripts = [
+        ["train", f"--train_data_pattern={place}", f"--train_dir={tmp_path}/{i}", *flags]
+        for i, place in enumerate(places)
+    ]
+    words = ["gs://b/pictures/test/a.jpg", f"{pictures}/test/", "gs://b/pictures/test"]
+    scripts += [["inference", f"--train_dir={tmp_path}/0", *words]]
+    process = run_scripts(run_script, scripts, env={**gcs.environment(), "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert process.stderr.count("0 re-encoded, 1 skipped; see ") == len(places)
+    assert "6 photos: " in process.stdout
+    first, *others = (values_of(checkpoints.require_checkpoint(str(tmp_path / str(i)))) for i in range(len(places)))
+    for other in others:
+        assert all(value.tobytes() == other[name].tobytes() for name, value in first.items() if "rogress" not in name)
 
 
 @pytest.mark.slow

@@ -358,7 +358,7 @@ BAD_TRAINING = {
     ),
     "loss parameter": (['--loss_params={{"b": 4}}'], 'CrossEntropyLoss.calculate_loss has no parameter "b"'),
     "unlabelled": (["--train_data_pattern={shards}/test-*"], "it has no image/class/label; test shards cannot be used"),
-    "photos": (["--train_data_pattern={photos}/*.jpg"], "--images={photos} --output_dir={photos}-shards"),
+    "photos": (["--train_data_pattern={photos}/*.jpg"], "none of the 1 files in it has a label; put photos into"),
     "read-only": (["--train_dir=/proc/model"], "--train_dir=/proc/model: cannot be written to"),
     "new model that cannot be built": (
         ["--train_dir={trained}", "--start_new_model", "--model=MoeModel", '--model_params={{"nix": 1}}'],
@@ -433,7 +433,7 @@ def test_going_on_with_other_data_is_said(run_script, shards, trained, tmp_path)
     said = run_script("train", f"--train_data_pattern={other}", f"--train_dir={train_dir}", "--seed=3").stderr
     changes = "other shards, batch_size=16 (now 512), seed=0 (now 3); it resumes from its step"
     assert f"WARNING: the model in {train_dir} was trained with {changes}" in said
-    assert "To predict your own photos, give inference.py their paths as --input_data_pattern" in said
+    assert "To predict your own photos, name them after inference.py: photo.jpg, a folder or" in said
 
 
 def test_help_is_no_error(run_script):

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import subprocess
 import sys
 import types
 
@@ -31,7 +32,7 @@ def train_dir(tmp_path_factory):
 def infer(train_dir, tmp_path, monkeypatch):
     """Returns a function that predicts what a pattern matches, below tmp_path, and returns the rows and the list."""
 
-    def run(pattern, bad_examples="fail", submission_format="2017"):
+    def run(pattern, bad_examples="fail", submission_format="2017", words=()):
         output = tmp_path / "out.csv"
         names = {"train_dir": train_dir, "output_file": str(output), "input_data_pattern": str(tmp_path / pattern)}
         others = {
@@ -43,7 +44,7 @@ def infer(train_dir, tmp_path, monkeypatch):
         }
         others["submission"] = submission_format
         monkeypatch.setattr(inference, "FLAGS", types.SimpleNamespace(**names, **others))
-        inference.main()
+        inference.main(words)
         listed = tmp_path / "out.csv.bad_examples.csv"
         return rows_of(output), rows_of(listed) if listed.exists() else None
 
@@ -200,25 +201,71 @@ def test_pictures(infer, tmp_path, caplog):
     assert len(rows_of(tmp_path / "out.csv")) == 3
 
 
-def test_pictures_are_shown_as_a_table_on_a_terminal(infer, tmp_path, capsys, monkeypatch):
-    for i in range(53):
-        (tmp_path / f"{i:02}.jpg").write_bytes(jpeg(seed=i))
-    infer("*.jpg")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    rows, _ = infer("*.jpg")
-    lines = capsys.readouterr().out.splitlines()
-    dogs = [float(row[1]) for row in rows]
-    assert lines[0].split() == ["file", "probability"]
-    for line, row, dog in zip(lines[1:51], rows, dogs, strict=False):
-        name, animal, probability = line.split()
-        assert (name, animal) == (row[0], "dog" if dog > 0.5 else "cat")
-        assert float(probability) == pytest.approx(max(dog, 1 - dog), abs=1e-4)
-    num_dogs = sum(dog > 0.5 for dog in dogs)
-    assert lines[51:] == [f"... and 3 more in {tmp_path}/out.csv", f"{53 - num_dogs} cats, {num_dogs} dogs"]
+def test_the_answers_are_printed(infer, tmp_path, capsys):
+    for i in range(23):
+        (tmp_path / f"{i:02} a.jpg").write_bytes(jpeg(seed=i))
+    for pattern, num_shown in (("0[01]*.jpg", 2), ("[01]*.jpg", 20), ("*.jpg", 5)):
+        rows, _ = infer(pattern)
+        lines = capsys.readouterr().out.splitlines()
+        dogs = [float(row[1]) for row in rows]
+        for line, row, dog in zip(lines[:num_shown], rows, dogs, strict=False):
+            name, animal, percent, unit = line.rsplit(maxsplit=3)
+            assert (name, animal, unit) == (row[0], "dog" if dog > 0.5 else "cat", "%")
+            assert float(percent) == pytest.approx(100 * max(dog, 1 - dog), abs=0.051)
+        num_dogs = sum(dog > 0.5 for dog in dogs)
+        more = [f"... and 18 more in {tmp_path}/out.csv"] if num_shown == 5 else []
+        assert lines[num_shown:] == [*more, f"{len(rows)} photos: {len(rows) - num_dogs} cats, {num_dogs} dogs"]
+    infer("00*")
+    assert len(capsys.readouterr().out.splitlines()) == 1
     write_test_shards(tmp_path / "in", ["a", "b"])
     infer("in/*")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.startswith("2 photos: ")
+
+
+def test_words_are_inputs(infer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path, {"one.jpg": JPEG, "more [1]/2.jpg": JPEG, "more [1]/b/3.jpg": JPEG, "x,y/4.jpg": JPEG})
+    write_zip(tmp_path / "some.zip", {"a/5.jpg": JPEG, "read.me": b"x"})
+    rows, _ = infer("one.jpg", words=["more [1]/", "some.zip", "x,y/*", "one.jpg,more [1]/2.jpg"])
+    # The first is absolute, since the fixture joins it with its folder; so each id is the whole path.
+    relative = ["more [1]/2.jpg", "more [1]/b/3.jpg", "some.zip/a/5.jpg", "x,y/4.jpg", "one.jpg"]
+    assert [row[0] for row in rows] == [f"{tmp_path}/one.jpg", *relative]
+    rows, _ = infer("one.jpg", words=[f"{tmp_path}/one.jpg", f"{tmp_path}/x,y"])
+    assert [row[0] for row in rows] == ["one.jpg", "x,y/4.jpg"]
+    write_test_shards(tmp_path / "in", ["a"])
+    with pytest.raises(UserError, match="^--input_data_pattern: in/test-0 names shards, and .*/one.jpg pictures; give"):
+        infer("one.jpg", words=["in/test-0"])
+    with pytest.raises(UserError, match="^--input_data_pattern=gone.jpg: matches no file"):
+        infer("one.jpg", words=["gone.jpg"])
+    (tmp_path / "read.me").write_text("x")
+    with pytest.raises(UserError, match="^read.me: not a picture, or of an unknown format; fix or remove it, or pass"):
+        infer("one.jpg", words=["read.me"])
+    (tmp_path / "bad.jpg").write_bytes(JPEG[:400])
+    with pytest.raises(UserError, match="^bad.jpg: JPEG with a damaged header; fix or remove it, or pass --bad_ex"):
+        infer("one.jpg", words=["bad.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["epochs=5"], "epochs=5: not a flag; "),
+        (["photo.jpg", "train_dir=/tmp/x"], "train_dir=/tmp/x: not a flag; did you mean --train_dir=/tmp/x?"),
+        (["\u2014run_once"], "its dash is that of a text program"),
+        (["photo.jpg", "--train_dir=/nowhere"], "--train_dir=/nowhere: holds no model"),
+        (["https://x.org/1.jpg"], "https://x.org/1.jpg: only paths on this machine and gs:// can be used"),
+        (["gone.jpg", "--train_dir={model}"], "--input_data_pattern=gone.jpg: matches no file"),
+    ],
+)
+def test_wrong_words_are_reported_before_tensorflow_is_imported(tmp_path, words, said):
+    write_folder(tmp_path, {"model_flags.json": b"{}"})
+    code = "import runpy, sys; sys.argv = ['inference', *sys.argv[1:]]\n" + (
+        "try: runpy.run_module('cats_vs_dogs.inference', run_name='__main__', alter_sys=True)\n"
+        "finally: assert 'tensorflow' not in sys.modules"
+    )
+    arguments = [word.format(model=tmp_path) for word in words]
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd="/")
+    assert process.returncode == 1 and process.stderr.startswith("error: ") and said in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def test_a_shard_that_begins_like_a_picture(infer, tmp_path):

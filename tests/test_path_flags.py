@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY, jpeg, write_shards
-from photo_files import JPEG, write_folder
+from photo_files import write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
 from cats_vs_dogs import config, utils
@@ -169,12 +169,12 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures_is_answered_with_a_command(fails_in_one_line, tmp_path):
-    write_folder(tmp_path / NAME, {"a/cat/1.jpg": JPEG, "a/dog/1.jpg": JPEG})
-    line = fails_in_one_line("train", f"--train_data_pattern={NAME}", f"--train_dir={tmp_path}/m", cwd=tmp_path)
-    assert line.startswith(f"error: --train_data_pattern={NAME}: is a folder of pictures; make shards of them first: ")
-    run_printed(line.replace(" first: ", "\n"), "convert_images_to_tfrecords", tmp_path)
-    assert list((tmp_path / f"{NAME}-shards").glob("train-*"))
+def test_a_folder_of_pictures_with_an_odd_name_is_trained_on(run_script, tmp_path):
+    names = [f"{one}/{i}.jpg" for one in ("cat", "dog") for i in range(6)]
+    write_folder(tmp_path / NAME, {name: jpeg(seed=seed) for seed, name in enumerate(names)})
+    flags = [f"--train_data_pattern={NAME}", f"--train_dir={tmp_path}/m", "--image_size=4", "--num_epochs=1"]
+    said = run_script("train", *flags, cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")}).stderr
+    assert f"Photos of {NAME}: train: " in said and "What to type next:" in said
 
 
 @pytest.mark.slow
