@@ -85,14 +85,17 @@ class TrainingEvaluation:
             progress.best_step.assign(step)
             progress.worse_in_a_row.assign(0)
             self._best_metrics = metrics
-            metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_TAGS)
+            metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_CHARTS)
             checkpoints.save_best(self._predictor, self._best_dir, step, metrics)
         else:
             progress.worse_in_a_row.assign_add(1)
         if is_best or is_last or self.has_stopped_improving:
             evaluation.write_pictures(self._events)
         self._events.flush()
-        logging.info("best so far: step %d, Avg_Loss: %.4f", int(progress.best_step), float(progress.best_loss))
+        logging.info(
+            "best so far: step %d, Avg_Loss: %.4f, in %s",
+            *(int(progress.best_step), float(progress.best_loss), self._best_dir),
+        )
         if self.has_stopped_improving:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
 

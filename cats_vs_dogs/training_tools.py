@@ -71,7 +71,7 @@ class Saver:
     def save(self) -> None:
         """Saves, and starts to count the time to the next checkpoint."""
         self._log.flush()
-        self._state.save()
+        logging.info("Saved %s.", self._state.save())
         self._alarm.restart()
 
 
