@@ -5,7 +5,6 @@ Every function writes to the event file that it is given.
 
 import io
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,15 @@ from PIL import Image
 from cats_vs_dogs import figures
 from cats_vs_dogs.event_files import EventFile, in_slices
 
-# The flags that the table of runs shows first; a click shows the others.
-_SHOWN_FIRST = ("model", "label_loss", "image_size", "model_params", "augment", "base_learning_rate", "batch_size")
+# The flags that the table of runs shows first, sorted, as TensorBoard does. After five, a click shows the others.
+_SHOWN_FIRST = ("image_size", "label_loss", "model", "model_params")
 # (tag, folder in train_dir, name in the table). The table shows a tag's last value; best_... is written at a new best.
+# TensorBoard finds the folder eval of a run only if it was started in a folder above the run's.
 _COMPARED = (
-    ("Compare/best_accuracy", "eval", "accuracy, best"),
+    ("Compare/best_accuracy", "", "accuracy, best"),
     ("Compare/accuracy", "eval", "accuracy, last"),
     ("Compare/accuracy", "", "accuracy, training"),
-    ("Compare/best_log_loss", "eval", "log loss, best"),
+    ("Compare/best_log_loss", "", "log loss, best"),
     ("Compare/log_loss", "eval", "log loss, last"),
     ("Compare/log_loss", "", "log loss, training"),
 )
@@ -175,13 +175,12 @@ def _write_picture(events: EventFile, tag: str, encoded: bytes, step: int, about
 # ---- The run.
 
 
-def write_run(events: EventFile, record: Mapping[str, Any], train_dir: str, without_effect: Collection[str]) -> None:
+def write_run(events: EventFile, record: Mapping[str, Any], without_effect: Collection[str]) -> None:
     """Writes a run's flags as of step 0: all of them for the tab Text, the hyperparameters for the tab HParams.
 
     Args:
         events: where to write.
         record: as `run_record.make` returns it.
-        train_dir: names the run in the table of runs.
         without_effect: names of flags that are no hyperparameters; see `hyperparameters`.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
@@ -189,12 +188,11 @@ def write_run(events: EventFile, record: Mapping[str, Any], train_dir: str, with
     events.text("flags", flags_table(record), 0)
     values = hyperparameters(record["flags"], without_effect)
     types = {bool: api_pb2.DATA_TYPE_BOOL, float: api_pb2.DATA_TYPE_FLOAT64, str: api_pb2.DATA_TYPE_STRING}
-    first = [name for name in _SHOWN_FIRST if name in values]
     experiment = api_pb2.Experiment(
         hparam_infos=[
-            # TensorBoard shows only the columns at once that differ between runs.
-            api_pb2.HParamInfo(name=name, type=types[type(values[name])], differs=name in first)
-            for name in (*first, *(name for name in values if name not in first))
+            # TensorBoard shows the columns first that differ between runs.
+            api_pb2.HParamInfo(name=name, type=types[type(value)], differs=name in _SHOWN_FIRST)
+            for name, value in values.items()
         ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(group=folder, tag=tag), display_name=name)
@@ -202,11 +200,13 @@ def write_run(events: EventFile, record: Mapping[str, Any], train_dir: str, with
         ],
     )
     experiment_data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
-    folder, name = os.path.split(train_dir.rstrip("/"))  # The table is narrow, so the name comes first.
-    session = summary_v2.hparams_pb(values, trial_id=f"{name} in {folder}" if folder else name)
+    started = summary_v2.hparams_pb(values).value[0].metadata.plugin_data.content
+    session = metadata.parse_session_start_info_plugin_data(started)
+    session.group_name = ""  # The table then has TensorBoard's short name of the run, which no other run has.
+    session_data = plugin_data_pb2.HParamsPluginData(session_start_info=session)
     nothing = np.zeros(0, np.float32)  # The metadata holds the data.
     events.write(metadata.EXPERIMENT_TAG, nothing, 0, metadata.create_summary_metadata(experiment_data))
-    events.write(metadata.SESSION_START_INFO_TAG, nothing, 0, session.value[0].metadata)
+    events.write(metadata.SESSION_START_INFO_TAG, nothing, 0, metadata.create_summary_metadata(session_data))
 
 
 def flags_table(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """What training shows of its steps: log lines, TensorBoard summaries and rows of metrics.jsonl."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -41,7 +42,6 @@ class TrainingLog:
     ):
         self.rows = metrics_log.MetricsFile(folder)
         self._events = EventFile(folder)
-        self._folder = folder
         self._learning_rate = learning_rate
         self._classifier = classifier
         self._plan = plan
@@ -51,7 +51,7 @@ class TrainingLog:
 
     def start(self, record: dict) -> None:
         """Writes the settings of a new run."""
-        summaries.write_run(self._events, record, self._folder, WITHOUT_EFFECT)
+        summaries.write_run(self._events, record, WITHOUT_EFFECT)
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step, and at the first logged step also some of its pictures.
@@ -105,6 +105,15 @@ class TrainingLog:
             images = _gather([part[:_NUM_PHOTOS] for part in outputs.images], outputs.weights)[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
+
+    def log_best(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the scalars of a new best model.
+
+        Args:
+            step: its step.
+            metrics: see `evaluation.Evaluation.metrics`.
+        """
+        metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_CHARTS)
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input, if that is pictures."""

@@ -226,7 +226,7 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         job.predictor,
         job.classifier,
         job.state.progress,
-        log.rows,
+        log,
         job.settings.periods.early_stop_evals,
         {"eval_data_pattern": job.record["flags"]["eval_data_pattern"], "trained_on": job.eval_trained_on},
     )

@@ -298,7 +298,7 @@ def command(script: str, *switches: str, **values: str) -> str:
 
 
 # Where TensorBoard is once it runs, with a smoothing of 0 in both tabs with curves. It has no flag for that.
-TENSORBOARD_ADDRESS = "http://localhost:6006/?smoothing=0#timeseries&_smoothingWeight=0"
+TENSORBOARD_ADDRESS = "http://localhost:6006/?smoothing=0#scalars&_smoothingWeight=0"
 
 
 def tensorboard_command() -> str:
