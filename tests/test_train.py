@@ -386,6 +386,29 @@ def test_two_trainings_in_one_process(tmp_path):
         np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_line_after_resuming_has_the_means_since_the_line_before(tmp_path):
+    """Steps 5 to 8 are logged together, but 5 and 6 are taken by another run than 7 and 8."""
+    common = {"train_data_pattern": write_shards(tmp_path / "shards", num_examples=22), "image_size": 8}
+    common |= {"log_steps": 4, "num_epochs": 3, "batch_size": 8, "export_model_steps": 0}
+    rows = {}
+    for name, stops in {"whole": [9], "resumed": [6, 9]}.items():
+        for stop in stops:
+            settings = make_config(**common, train_dir=str(tmp_path / name), max_steps=stop)
+            if stop == 6:  # It ends as if it had been stopped: the last step of a run is logged.
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(Plan, "log_is_due", lambda plan, step: step == 4)
+                    train.train(settings, distribution.local_devices())
+            else:
+                train.train(settings, distribution.local_devices())
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [{k: v for k, v in json.loads(line).items() if k in ("step", *SUMS, "gap")} for line in lines]
+    assert [row["step"] for row in rows["whole"]] == [4, 8, 9]
+    assert rows["resumed"] == rows["whole"]
+    # Step 9 is the last and small one of an epoch, and the only one of its line.
+    assert rows["whole"][2]["accuracy"] in [number / 6 for number in range(7)]
+
+
 def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
     pattern = write_shards(tmp_path / "shards", num_examples=8, num_shards=1)
     settings = make_config(
