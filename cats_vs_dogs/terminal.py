@@ -60,19 +60,24 @@ class RedrawnLine:
         is_plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
         self.is_shown = sys.stderr.isatty() and not is_plain and logging.level_info()
         self._width = 0  # Of the text that is drawn.
+        self._latest: Sequence[str] = ()  # What to draw next.
         self._last_drawn = -_SECONDS_BETWEEN_DRAWINGS
         if self.is_shown:
             logging.get_absl_handler().addFilter(self._end)
 
-    def show(self, parts: Sequence[str], is_last: bool = False) -> None:
-        """Draws the line, unless it was drawn a moment ago.
+    def show(self, parts: Sequence[str]) -> None:
+        """Draws the line; if it was drawn a moment ago, only what is shown last before a log line.
 
         Args:
             parts: they are joined with two spaces. Those that do not fit in the terminal, or in 79 columns, are left
                 out, the last ones first.
-            is_last: draws it in any case.
         """
-        if not is_last and time.monotonic() - self._last_drawn < _SECONDS_BETWEEN_DRAWINGS:
+        self._latest = parts
+        if time.monotonic() - self._last_drawn >= _SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
+
+    def _draw(self) -> None:
+        if not self._latest:
             return
         self._last_drawn = time.monotonic()
         try:
@@ -80,8 +85,8 @@ class RedrawnLine:
         except OSError:
             columns = 0
         room = min(79, (columns or 80) - 1)  # A character in the last column would begin a new line.
-        text = parts[0]
-        for part in parts[1:]:
+        text, *others = self._latest
+        for part in others:
             if len(text) + 2 + len(part) > room:
                 break
             text += f"  {part}"
@@ -89,7 +94,7 @@ class RedrawnLine:
         # Spaces cover the rest of a longer text.
         sys.stderr.write(f"\r{text}{' ' * min(self._width - len(text), room - len(text))}")
         sys.stderr.flush()
-        self._width = len(text)
+        self._width, self._latest = len(text), ()
 
     def close(self) -> None:
         """Ends the line: what is written to the terminal later begins below it."""
@@ -98,7 +103,8 @@ class RedrawnLine:
             logging.get_absl_handler().removeFilter(self._end)
 
     def _end(self, unused_record: python_logging.LogRecord | None = None) -> bool:
-        """Begins a new line if one is drawn; returns True, as a filter of log records that lets all pass."""
+        """Begins a new line below this one, if there is one; returns True: as a filter it lets all log records pass."""
+        self._draw()
         if self._width:
             sys.stderr.write("\n")
             self._width = 0

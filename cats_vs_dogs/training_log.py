@@ -94,8 +94,7 @@ class TrainingLog:
         total_steps = self._plan.total_steps
         about_run = {"last_epoch": self._plan.epoch_of(total_steps), "percent": 100 * step // total_steps}
         if self._line.is_shown:
-            parts = metrics_log.short_training_line(row, **about_run, time_left=time_left)
-            self._line.show(parts, is_last=step == total_steps)
+            self._line.show(metrics_log.short_training_line(row, **about_run, time_left=time_left))
         else:
             metrics_log.log_training_step(row, **about_run, time_left=time_left)
         self.rows.add("training", row)
