@@ -15,8 +15,10 @@ from absl import logging
 from cats_vs_dogs import event_files, files, metrics_log, train_dir
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.plain_paths import plain_path
+from cats_vs_dogs.trainer import SUMS
 from cats_vs_dogs.utils import UserError
 
+_VALUE = ".ATTRIBUTES/VARIABLE_VALUE"  # How TensorFlow names the value of a variable in a checkpoint.
 _UNDO = "undo the change, or train a new model with --start_new_model or another --train_dir"
 
 
@@ -103,6 +105,7 @@ class Progress:
         best_step: the step with the lowest evaluation loss so far.
         best_loss: that loss; infinite before the first evaluation.
         worse_in_a_row: number of evaluations since.
+        sums: float64 [len(trainer.SUMS)], those of the steps since the last logged one.
     """
 
     def __init__(self):
@@ -111,6 +114,7 @@ class Progress:
         self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.best_loss = tf.Variable(np.inf, dtype=tf.float64, trainable=False)
         self.worse_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.sums = tf.Variable(np.zeros(len(SUMS)), trainable=False)
 
 
 class TrainState:
@@ -132,13 +136,16 @@ class TrainState:
         self._classifier = classifier
         self._optimizer = optimizer
         self._keep = keep
+        self._checkpoint = self._make_checkpoint(vars(self.progress))
+
+    def _make_checkpoint(self, progress: dict[str, tf.Variable]) -> tf.train.Checkpoint:
         # Plain lists, so that the names in the file do not depend on how Keras keeps its layers.
-        self._checkpoint = tf.train.Checkpoint(
-            progress=vars(self.progress),
-            weights=_values(classifier.model.weights),
+        return tf.train.Checkpoint(
+            progress=progress,
+            weights=_values(self._classifier.model.weights),
             # Under the name of its class: the variables of many optimizers have the same shapes.
-            optimizer={type(optimizer).__name__: _values(optimizer.variables)},
-            seeds=_values(classifier.model.seed_states),
+            optimizer={type(self._optimizer).__name__: _values(self._optimizer.variables)},
+            seeds=_values(self._classifier.model.seed_states),
         )
 
     @property
@@ -187,8 +194,11 @@ class TrainState:
                 f"{path}: was made with {num_seeds} random layers, such as dropout; {self._classifier.spec.model} now "
                 f"has {len(self._classifier.model.seed_states)}; {_UNDO}"
             )
+        progress = dict(vars(self.progress))
+        if f"progress/sums/{_VALUE}" not in shapes:  # Of an older version of the kit.
+            del progress["sums"]
         with _explain_damage(path), plain_path(path) as readable_path:
-            self._checkpoint.read(readable_path).assert_existing_objects_matched()
+            self._make_checkpoint(progress).read(readable_path).assert_existing_objects_matched()
 
     def save(self) -> str:
         """Saves and returns the path, such as "train_dir/model.ckpt-78"; deletes the oldest beyond `keep`.
@@ -305,7 +315,7 @@ def _check_fits(classifier: Classifier, checkpoint_path: str) -> dict[str, list[
     with _explain_damage(checkpoint_path), plain_path(checkpoint_path) as path:
         shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     weights = classifier.model.weights
-    found = [shapes.get(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i in range(len(weights))]
+    found = [shapes.get(f"weights/{i}/{_VALUE}") for i in range(len(weights))]
     num_found = sum(key.startswith("weights/") for key in shapes)
     if num_found != len(weights) or found != [list(weight.shape) for weight in weights]:
         raise UserError(

@@ -38,13 +38,14 @@ def find_classes(spec: ModelSpec) -> tuple[type[models.BaseModel], type[losses.B
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the random numbers of Python, NumPy and TensorFlow inside the block, and restores them after it.
 
-    Keras draws the seeds of its initializers and random layers from Python's. The names of layers that are built inside
-    the block do not count either: a model has the same names whenever it is built.
+    Keras draws the seeds of its initializers and random layers from Python's. It numbers the names of layers from the
+    start inside the block, and as before after it: a model has the same names whenever it is built.
     """
     keras_state = {name: global_state.get_global_attribute(name) for name in _KERAS_STATE}
     keras_state[_LAYER_NUMBERS] = copy.copy(keras_state[_LAYER_NUMBERS])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
+    global_state.set_global_attribute(_LAYER_NUMBERS, None)
     keras.utils.set_random_seed(seed)
     try:
         yield

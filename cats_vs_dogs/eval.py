@@ -230,11 +230,12 @@ def main() -> None:
             metrics = evaluation.metrics | about_data
             rows.add("evaluation", metrics)
             rows.flush()
-        train_dir.write_metrics(eval_dir, step, metrics)
+        written = [train_dir.write_metrics(eval_dir, step, metrics), rows.path, events.path]
         if mistakes_file:
             write_mistakes(mistakes_file, evaluation.mistakes)
-        for line in evaluation.table():
-            logging.info("%s", line)
+            written.append(mistakes_file)
+        print(*evaluation.table(), sep="\n", flush=True)
+        logging.info("Wrote %s.", ", ".join(written))
         if about_data["trained_on"]:
             logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:

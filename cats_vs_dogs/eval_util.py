@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cats_vs_dogs.average_precision_calculator import AveragePrecisionCalculator
-from cats_vs_dogs.labels import CAT, CLASS_NAMES, DOG, is_dog
+from cats_vs_dogs.labels import CAT, CLASS_NAMES, DOG, SMALLEST_PROBABILITY, is_dog
 from cats_vs_dogs.mean_average_precision_calculator import MeanAveragePrecisionCalculator
 from cats_vs_dogs.utils import UserError
 
@@ -130,7 +130,7 @@ def calculate_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
         labels: [n, 1], 1 = dog.
     """
     true_class = np.where(labels > 0, probabilities, 1 - probabilities).astype(np.float64)
-    return float(-np.mean(np.log(np.maximum(true_class, 1e-7))))
+    return float(-np.mean(np.log(np.maximum(true_class, SMALLEST_PROBABILITY))))
 
 
 def calculate_roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -57,9 +57,14 @@ class Evaluation:
         self._photos = photos
         self._first_images = first_images
 
-    def write_scalars(self, events: EventFile) -> None:
-        """Logs the metrics and writes everything but the pictures, which are larger than all the rest."""
-        metrics_log.record_evaluation(events, self.metrics)
+    def write_scalars(self, events: EventFile, has_table: bool) -> None:
+        """Logs the metrics and writes everything but the pictures, which are larger than all the rest.
+
+        Args:
+            events: where to write.
+            has_table: whether `table` will be shown.
+        """
+        metrics_log.record_evaluation(events, self.metrics, has_table)
         summaries.write_curves(events, self.metrics["step"], *self._examples)
         summaries.write_histograms(events, self.metrics["step"], self._first_images, self._examples[0])
         for name, size in eval_util.class_sizes(self.metrics["confusion"]).items():
@@ -84,7 +89,7 @@ class Evaluator:
         predictor: predicts the labelled examples.
         averages: whether it averages over several views of a picture: "flip_average" and "crop_average", see
             `Classifier`. None: over none.
-        shows_batches: whether each batch is logged and summarized, or shown by a progress bar on a terminal.
+        shows_batches: whether each batch is logged, or shown by a progress bar on a terminal, and a table will follow.
         explain_errors: a context for reading the examples, such as `bad_examples.explain_read_errors`.
     """
 
@@ -111,7 +116,7 @@ class Evaluator:
 
         Args:
             step: the step of the weights.
-            events: where the summaries of batches go.
+            events: where the summaries go.
             should_stop: asked after each batch; once it returns True, the evaluation is given up.
             members: for an ensemble, a dict for each model, such as its "train_dir" and "step", which the metrics
                 repeat; () for one model.
@@ -140,7 +145,7 @@ class Evaluator:
                 clock, seconds = time.monotonic(), time.monotonic() - clock
                 if self._shows_batches:
                     row["examples_per_second"] = len(batch.labels) / max(seconds, 1e-9)
-                    metrics_log.write_scalars(events, step, row, metrics_log.BATCH_TAGS)
+                    metrics_log.write_scalars(events, step, row, metrics_log.BATCH_CHARTS)
                     if progress.disable:
                         metrics_log.log_batch({"step": step, "num_examples": accumulated.num_examples, **row})
         if self._shows_batches:
@@ -149,7 +154,7 @@ class Evaluator:
             scores = [_scores(one, accumulated.examples()[1]) for one in np.concatenate(by_model, axis=1)]
             members = [{**member, **its_scores} for member, its_scores in zip(members, scores, strict=True)]
         evaluation = Evaluation(step, self._averages, accumulated, photos, first_images, members)
-        evaluation.write_scalars(events)
+        evaluation.write_scalars(events, has_table=self._shows_batches)
         return evaluation
 
 

@@ -45,6 +45,7 @@ class EventFile:
         self._path = ""
         self._writer: tf.io.TFRecordWriter | None = None
         self._last_upload = 0.0
+        self._described: set[str] = set()  # Tags whose description is in the file.
 
     def write(self, tag: str, tensor: np.ndarray | list[bytes], step: int, metadata: SummaryMetadata) -> None:
         """Writes a tensor for one of TensorBoard's plugins.
@@ -53,19 +54,23 @@ class EventFile:
             tag: the name that TensorBoard shows.
             tensor: of numbers or bytes, as the plugin expects it.
             step: the training step.
-            metadata: names the plugin, from the plugin's create_summary_metadata.
+            metadata: names the plugin, from the plugin's create_summary_metadata. Its description is written with the
+                first tensor of a tag only, which is the one that TensorBoard reads.
         """
         if self._writer is None:
             self._open()
+        if tag in self._described:
+            metadata.summary_description = ""
+        self._described.add(tag)
         proto = tensor_util.make_tensor_proto(tensor)
         summary = Summary(value=[Summary.Value(tag=tag, tensor=proto, metadata=metadata)])
         self._write_event(Event(wall_time=time.time(), step=step, summary=summary))
         if not files.is_remote(self._path) or time.monotonic() - self._last_upload >= _SECONDS_BETWEEN_UPLOADS:
             self.flush()
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Writes a number, as float32."""
-        self.write(tag, np.float32(value), step, scalar_metadata.create_summary_metadata(None, None))
+    def scalar(self, tag: str, value: float, step: int, about: str = "") -> None:
+        """Writes a number, as float32; `about` describes the chart."""
+        self.write(tag, np.float32(value), step, scalar_metadata.create_summary_metadata(None, about))
 
     def histogram(
         self,
@@ -74,16 +79,17 @@ class EventFile:
         step: int,
         counts: np.ndarray | None = None,
         num_buckets: int = 30,
+        about: str = "",
     ) -> None:
-        """Writes a histogram; see `make_buckets` for the arguments."""
+        """Writes a histogram, which `about` describes; see `make_buckets` for the other arguments."""
         buckets = make_buckets(values, counts, num_buckets)
-        self.write(tag, buckets, step, histogram_metadata.create_summary_metadata(None, None))
+        self.write(tag, buckets, step, histogram_metadata.create_summary_metadata(None, about))
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Writes a text, which TensorBoard renders as Markdown."""
         self.write(tag, np.array(markdown.encode(), object), step, text_metadata.create_summary_metadata(None, None))
 
-    def image(self, tag: str, encoded: bytes, width: int, height: int, step: int) -> None:
+    def image(self, tag: str, encoded: bytes, width: int, height: int, step: int, about: str = "") -> None:
         """Writes a picture as it was encoded.
 
         A JPEG of photos takes a tenth of the bytes of the PNG that tf.summary.image would write.
@@ -94,9 +100,10 @@ class EventFile:
             width: pixels.
             height: pixels.
             step: the training step.
+            about: describes the picture.
         """
         tensor = [str(width).encode(), str(height).encode(), encoded]
-        self.write(tag, tensor, step, image_metadata.create_summary_metadata(None, None))
+        self.write(tag, tensor, step, image_metadata.create_summary_metadata(None, about))
 
     def graph(self, graph: tf.Graph, step: int) -> None:
         """Writes a graph, for the tab Graphs. It holds no weights."""
@@ -110,6 +117,11 @@ class EventFile:
         if self._writer is not None:
             self._writer.flush()
             self._last_upload = time.monotonic()
+
+    @property
+    def path(self) -> str:
+        """The path of the file; "" before the first write."""
+        return self._path
 
     def exists(self) -> bool:
         """Returns False if another process deleted the file; make a new EventFile then.

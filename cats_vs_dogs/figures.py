@@ -125,48 +125,61 @@ class Photos:
 
 
 def captions(labels: np.ndarray, probabilities: np.ndarray, ids: Sequence[bytes] = ()) -> list[str]:
-    """Returns captions such as "cat.7.jpg\\ncat, p=0.931": the id, the true class and the probability of a dog.
+    """Returns captions such as "cat.7.jpg: cat, called dog, 95 %": id, true class, answer, and how sure the model was.
 
     Args:
         labels: [n, 1], 1 = dog.
         probabilities: [n, 1], probability of a dog.
-        ids: [n]; if empty, the captions have no line with an id.
+        ids: [n]; if empty, the captions begin with the true class.
     """
-    lines = [
-        f"{CLASS_NAMES[int(label > 0)]}, p={float(p):.3f}"
-        for label, p in zip(np.ravel(labels), np.ravel(probabilities), strict=True)
-    ]
-    names = [str(name, "utf-8", "replace") + "\n" for name in ids] or [""] * len(lines)
-    return [name + line for name, line in zip(names, lines, strict=True)]
+    names = [str(name, "utf-8", "replace") + ": " for name in ids] or [""] * len(labels)
+    texts = []
+    for name, label, p in zip(names, np.ravel(labels), np.ravel(probabilities), strict=True):
+        confidence = p if is_dog(p) else 1 - p
+        true, called = CLASS_NAMES[int(label > 0)], CLASS_NAMES[int(is_dog(p))]
+        texts.append(f"{name}{true}, called {called}, {100 * float(confidence):.0f} %")
+    return texts
 
 
-def draw_grid(images: np.ndarray | Sequence[np.ndarray], lines_below: Sequence[str]) -> bytes:
+def draw_grid(images: np.ndarray | Sequence[np.ndarray], texts: Sequence[str]) -> bytes:
     """Draws photos in rows of four, resized to one size, with their captions below.
 
     Args:
         images: uint8 [n, size, size, 3]. For n = 0 the picture says that there are no photos.
-        lines_below: captions, [n].
+        texts: captions, [n]; see `captions`.
 
     Returns:
         A JPEG, 350 pixels wide.
     """
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(11)
     if not len(images):
         picture = Image.new("RGB", (_WIDTH, 2 * _LINE), _WHITE)
         ImageDraw.Draw(picture).text((6, 6), "No photos of this kind.", _BLACK, font)
         return _encode(picture, "JPEG")
-    num_lines = max(text.count("\n") + 1 for text in lines_below)
-    width, height = _WIDTH // _COLUMNS, _TILE + num_lines * _LINE + 8
+    captions_in_lines = [_wrap(text, font) for text in texts]
+    width, height = _WIDTH // _COLUMNS, _TILE + max(map(len, captions_in_lines)) * _LINE + 8
     picture = Image.new("RGB", (_WIDTH, -(-len(images) // _COLUMNS) * height), _WHITE)
     draw = ImageDraw.Draw(picture)
-    for i, (image, text) in enumerate(zip(images, lines_below, strict=True)):
+    for i, (image, lines) in enumerate(zip(images, captions_in_lines, strict=True)):
         left, top = i % _COLUMNS * width, i // _COLUMNS * height
         picture.paste(Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.BICUBIC), (left + 3, top + 3))
-        for number, line in enumerate(text.split("\n")):
-            while font.getlength(line) > _TILE:  # The end of a path says more than its beginning.
-                line = ".." + line.removeprefix("..")[1:]
+        for number, line in enumerate(lines):
             draw.text((left + 3, top + _TILE + 4 + number * _LINE), line, _BLACK, font)
     return _encode(picture, "JPEG")
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Returns a caption in lines that are no wider than a photo: an id that is too long loses its beginning."""
+    name, colon, rest = text.rpartition(": ")
+    lines = []
+    for word in ([name + ":"] if colon else []) + rest.split(" "):
+        if len(lines) > bool(colon) and font.getlength(f"{lines[-1]} {word}") <= _TILE:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    while font.getlength(lines[0]) > _TILE:  # The end of a path says more than its beginning.
+        lines[0] = ".." + lines[0].removeprefix("..")[1:]
+    return lines
 
 
 # ---- Curves and the confusion matrix.
@@ -254,10 +267,10 @@ def draw_confusion(confusion: dict[str, int]) -> bytes:
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = _new_figure(height=300)
     axes = figure.add_subplot()
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         fraction = fractions[row, column]
-        colour = "white" if fraction > 0.5 else "black"
+        colour = readable_on(image.cmap(fraction)[:3])
         text = f"{count:,}\n{100 * fraction:.1f} %"
         axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=13)
     ticks, names = range(len(CLASS_NAMES)), [f"{name}s" for name in CLASS_NAMES]
@@ -266,6 +279,19 @@ def draw_confusion(confusion: dict[str, int]) -> bytes:
     axes.set_title("Confusion matrix")
     axes.tick_params(length=0)
     return _encode_figure(figure)
+
+
+def readable_on(background: Sequence[float]) -> str:
+    """Returns "white" or "black", whichever has more contrast on a colour; it is always above 4.5.
+
+    https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
+
+    Args:
+        background: red, green and blue, sRGB in [0, 1].
+    """
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in background]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def _new_figure(height: int) -> "Figure":

@@ -5,6 +5,7 @@ from typing import Any
 CLASS_NAMES = ("cat", "dog")  # A label is an index of this tuple.
 NUM_CLASSES = len(CLASS_NAMES)
 CAT, DOG = range(NUM_CLASSES)
+SMALLEST_PROBABILITY = 1e-7  # A log loss takes a smaller probability of the true class for this one.
 
 
 def is_dog(probability: Any) -> Any:

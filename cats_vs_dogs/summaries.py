@@ -5,7 +5,6 @@ Every function writes to the event file that it is given.
 
 import io
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +14,21 @@ from PIL import Image
 from cats_vs_dogs import figures
 from cats_vs_dogs.event_files import EventFile, in_slices
 
-# The flags that the table of runs shows first; a click shows the others.
-_SHOWN_FIRST = ("model", "model_params", "augment", "base_learning_rate", "batch_size")
+# The flags that the table of runs shows first, sorted, as TensorBoard does. After five, a click shows the others.
+_SHOWN_FIRST = ("image_size", "label_loss", "model", "model_params")
 # (tag, folder in train_dir, name in the table). The table shows a tag's last value; best_... is written at a new best.
+# TensorBoard finds the folder eval of a run only if it was started in a folder above the run's.
 _COMPARED = (
-    ("Compare/best_accuracy", "eval", "best evaluation: accuracy"),
-    ("Compare/best_loss", "eval", "best evaluation: loss"),
-    ("Compare/accuracy", "eval", "last evaluation: accuracy"),
-    ("Compare/loss", "eval", "last evaluation: loss"),
-    ("Compare/accuracy", "", "last training step: accuracy"),
-    ("Compare/loss", "", "last training step: loss"),
+    ("Compare/best_accuracy", "", "accuracy, best"),
+    ("Compare/accuracy", "eval", "accuracy, last"),
+    ("Compare/accuracy", "", "accuracy, training"),
+    ("Compare/best_log_loss", "", "log loss, best"),
+    ("Compare/log_loss", "eval", "log loss, last"),
+    ("Compare/log_loss", "", "log loss, training"),
 )
+_NUM_WEIGHTS = 20  # As many are shown at once. The others are in a group of their own, which a click opens.
+# TensorBoard sorts groups by name, and opens the first ones: this character, unlike three dots, comes after letters.
+_MORE = "\N{HORIZONTAL ELLIPSIS}"
 
 
 # ---- Training.
@@ -41,7 +44,8 @@ def write_gradient_norms(events: EventFile, step: int, norms: Sequence[float]) -
             loss may cause, are left out.
     """
     exponents = np.log10(np.maximum(np.asarray(norms, np.float64), 1e-12))
-    events.histogram("gradient_norms_log10", exponents, step, num_buckets=20)
+    about = "The norm of each variable's gradient before clipping, as a power of ten."
+    events.histogram("gradient_norms_log10", exponents, step, num_buckets=20, about=about)
 
 
 def write_weights(events: EventFile, step: int, weights: Mapping[str, np.ndarray]) -> None:
@@ -50,10 +54,13 @@ def write_weights(events: EventFile, step: int, weights: Mapping[str, np.ndarray
     Args:
         events: where to write.
         step: the training step.
-        weights: arrays by the path of the weight, which is the tag.
+        weights: arrays by the path of the weight, which is the tag. If there are more than 20, all but the first ten
+            and the last ten are in a group "\N{HORIZONTAL ELLIPSIS}".
     """
-    for path, values in weights.items():
-        events.histogram(path, np.asarray(values), step)
+    middle = range(_NUM_WEIGHTS // 2, len(weights) - _NUM_WEIGHTS // 2) if len(weights) > _NUM_WEIGHTS else ()
+    for number, (path, values) in enumerate(weights.items()):
+        tag = f"{_MORE}/{path}" if number in middle else path
+        events.histogram(tag, np.asarray(values), step, about="The values of a variable of the model.")
 
 
 def write_input(events: EventFile, step: int, images: Sequence[np.ndarray], tag: str = "model/input_raw") -> None:
@@ -66,12 +73,13 @@ def write_input(events: EventFile, step: int, images: Sequence[np.ndarray], tag:
             [-1, 1]. They are read in slices, so no copy of the batch is made.
         tag: the name that TensorBoard shows.
     """
+    about = "The pixels of a batch, as the model takes them."
     if images[0].dtype != np.uint8:
-        events.histogram(tag, images, step)
+        events.histogram(tag, images, step, about=about)
         return
     counts = sum(np.bincount(part, minlength=256) for part in in_slices(images))
     (pixels,) = np.nonzero(counts)
-    events.histogram(tag, pixels / 127.5 - 1, step, counts[pixels])
+    events.histogram(tag, pixels / 127.5 - 1, step, counts[pixels], about=about)
 
 
 def write_training_photos(
@@ -87,7 +95,8 @@ def write_training_photos(
         probabilities: [n, 1], probability of a dog.
     """
     photos, texts = figures.to_uint8(np.asarray(images)), figures.captions(labels, probabilities)
-    _write_picture(events, "photos/training", figures.draw_grid(photos, texts), step)
+    about = "Training images as the model sees them, resized and augmented: true class, answer, and how sure it was."
+    _write_picture(events, "photos/training", figures.draw_grid(photos, texts), step, about)
 
 
 # ---- Evaluation.
@@ -95,13 +104,13 @@ def write_training_photos(
 
 def write_photos(events: EventFile, step: int, photos: figures.Photos) -> None:
     """Writes the photos of an evaluation that are worth a look, as two grids."""
-    for tag, examples in (
-        ("photos/confident_mistakes", photos.mistakes),
-        ("photos/least_sure", photos.least_sure),
+    for tag, examples, about in (
+        ("photos/confident_mistakes", photos.mistakes, "The mistakes of which the model was surest."),
+        ("photos/least_sure", photos.least_sure, "The photos of which the model was least sure."),
     ):
         ids, images, labels, probabilities = examples.columns or ([], [], [], [])
         grid = figures.draw_grid(images, figures.captions(labels, probabilities, ids))
-        _write_picture(events, tag, grid, step)
+        _write_picture(events, tag, grid, step, about)
 
 
 def write_curves(events: EventFile, step: int, probabilities: np.ndarray, labels: np.ndarray) -> None:
@@ -132,7 +141,8 @@ def write_histograms(events: EventFile, step: int, images: np.ndarray, probabili
         probabilities: [n, 1], probability of a dog, of all examples.
     """
     write_input(events, step, [images], "model_input_raw")
-    events.histogram("model_activations", probabilities, step)
+    about = "The probabilities of a dog, of all examples of an evaluation."
+    events.histogram("model_activations", probabilities, step, about=about)
 
 
 def write_drawings(
@@ -148,25 +158,29 @@ def write_drawings(
         metrics: "roc_auc" and "confusion" are read; see `eval_util.EvaluationMetrics.get`.
     """
     roc = figures.draw_roc(figures.roc_curve(probabilities, labels), metrics["roc_auc"])
-    _write_picture(events, "figures/roc_curve", roc, step)
-    _write_picture(events, "figures/confusion_matrix", figures.draw_confusion(metrics["confusion"]), step)
+    _write_picture(
+        events, "figures/roc_curve", roc, step, "Which shares of cats and dogs are called dogs, by threshold."
+    )
+    confusion = figures.draw_confusion(metrics["confusion"])
+    _write_picture(
+        events, "figures/confusion_matrix", confusion, step, "Counts, and their percentages of the true class."
+    )
 
 
-def _write_picture(events: EventFile, tag: str, encoded: bytes, step: int) -> None:
+def _write_picture(events: EventFile, tag: str, encoded: bytes, step: int, about: str) -> None:
     width, height = Image.open(io.BytesIO(encoded)).size  # Reads only the header.
-    events.image(tag, encoded, width, height, step)
+    events.image(tag, encoded, width, height, step, about)
 
 
 # ---- The run.
 
 
-def write_run(events: EventFile, record: Mapping[str, Any], train_dir: str, without_effect: Collection[str]) -> None:
+def write_run(events: EventFile, record: Mapping[str, Any], without_effect: Collection[str]) -> None:
     """Writes a run's flags as of step 0: all of them for the tab Text, the hyperparameters for the tab HParams.
 
     Args:
         events: where to write.
         record: as `run_record.make` returns it.
-        train_dir: names the run in the table of runs.
         without_effect: names of flags that are no hyperparameters; see `hyperparameters`.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
@@ -186,11 +200,13 @@ def write_run(events: EventFile, record: Mapping[str, Any], train_dir: str, with
         ],
     )
     experiment_data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
-    folder, name = os.path.split(train_dir.rstrip("/"))  # The table is narrow, so the name comes first.
-    session = summary_v2.hparams_pb(values, trial_id=f"{name} in {folder}" if folder else name)
+    started = summary_v2.hparams_pb(values).value[0].metadata.plugin_data.content
+    session = metadata.parse_session_start_info_plugin_data(started)
+    session.group_name = ""  # The table then has TensorBoard's short name of the run, which no other run has.
+    session_data = plugin_data_pb2.HParamsPluginData(session_start_info=session)
     nothing = np.zeros(0, np.float32)  # The metadata holds the data.
     events.write(metadata.EXPERIMENT_TAG, nothing, 0, metadata.create_summary_metadata(experiment_data))
-    events.write(metadata.SESSION_START_INFO_TAG, nothing, 0, session.value[0].metadata)
+    events.write(metadata.SESSION_START_INFO_TAG, nothing, 0, metadata.create_summary_metadata(session_data))
 
 
 def flags_table(record: Mapping[str, Any]) -> str:

@@ -1,13 +1,17 @@
-"""Progress bars and tables for people at a terminal."""
+"""Progress bars, a line that is redrawn, and tables for people at a terminal."""
 
 import contextlib
 import logging as python_logging
+import os
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from absl import logging
 from tqdm import tqdm
+
+_SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 @contextlib.contextmanager
@@ -35,6 +39,76 @@ def progress_bar(total: int | None, unit: str, description: str | None = None, s
             yield bar
         finally:
             handler.removeFilter(clear)
+
+
+def shows_stdout_and_stderr() -> bool:
+    """Whether stdout and stderr are both terminals, so that they are read together."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+class RedrawnLine:
+    """A line at the bottom of the terminal that is drawn again and again. Log lines begin below it and leave it whole.
+
+    There is one if stderr is a terminal that can redraw a line, and log lines are shown. TERM=dumb or a NO_COLOR, whose
+    users want plain lines, turn it off.
+
+    Attributes:
+        is_shown: whether there is such a line. If not, `show` must not be called.
+    """
+
+    def __init__(self):
+        is_plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+        self.is_shown = sys.stderr.isatty() and not is_plain and logging.level_info()
+        self._width = 0  # Of the text that is drawn.
+        self._latest: Sequence[str] = ()  # What to draw next.
+        self._last_drawn = -_SECONDS_BETWEEN_DRAWINGS
+        if self.is_shown:
+            logging.get_absl_handler().addFilter(self._end)
+
+    def show(self, parts: Sequence[str]) -> None:
+        """Draws the line; if it was drawn a moment ago, only what is shown last before a log line.
+
+        Args:
+            parts: they are joined with two spaces. Those that do not fit in the terminal, or in 79 columns, are left
+                out, the last ones first.
+        """
+        self._latest = parts
+        if time.monotonic() - self._last_drawn >= _SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
+
+    def _draw(self) -> None:
+        if not self._latest:
+            return
+        self._last_drawn = time.monotonic()
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            columns = 0
+        room = min(79, (columns or 80) - 1)  # A character in the last column would begin a new line.
+        text, *others = self._latest
+        for part in others:
+            if len(text) + 2 + len(part) > room:
+                break
+            text += f"  {part}"
+        text = text[:room]
+        # Spaces cover the rest of a longer text.
+        sys.stderr.write(f"\r{text}{' ' * min(self._width - len(text), room - len(text))}")
+        sys.stderr.flush()
+        self._width, self._latest = len(text), ()
+
+    def close(self) -> None:
+        """Ends the line: what is written to the terminal later begins below it."""
+        if self.is_shown:
+            self._end()
+            logging.get_absl_handler().removeFilter(self._end)
+
+    def _end(self, unused_record: python_logging.LogRecord | None = None) -> bool:
+        """Begins a new line below this one, if there is one; returns True: as a filter it lets all log records pass."""
+        self._draw()
+        if self._width:
+            sys.stderr.write("\n")
+            self._width = 0
+        return True
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -31,18 +31,19 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import flags, logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, distribution, files, flag_files, train_dir, trained_data
+from cats_vs_dogs import bad_examples, checkpoints, distribution, files, flag_files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job, look
 from cats_vs_dogs.readers import get_reader  # noqa: F401 - It was here in 2017.
-from cats_vs_dogs.trainer import Profiler, StepOutputs, Trainer  # noqa: F401 - Trainer was here in 2017.
+from cats_vs_dogs.trainer import SUMS, Profiler, StepOutputs, Trainer  # noqa: F401 - Trainer was here in 2017.
 from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
 from cats_vs_dogs.training_log import TrainingLog
 from cats_vs_dogs.training_tools import (
@@ -203,6 +204,7 @@ def run(job: Job) -> int | None:
     log_if_nothing_is_left(job, evaluation)
     with (
         bad_examples.explain_read_errors(job.reader, job.shards),
+        contextlib.closing(log),
         contextlib.closing(profiler),
         contextlib.closing(alarm),
     ):
@@ -239,10 +241,11 @@ def loop(job: Job, tools: Tools) -> bool:
     while not is_done and not is_stopped:
         tools.profiler.update(step)
         tools.saver.is_due()  # If so, the steps are interrupted after the first.
-        outputs = tools.trainer.run_steps(tools.batches, plan.steps_until_due(step))
+        outputs = tools.trainer.run_steps(tools.batches, plan.steps_until_due(step), state.progress.sums)
         step += outputs.num_steps
         check_finite(step, outputs, float(job.learning_rate(step - 1)))
         state.progress.step.assign(step)
+        state.progress.sums.assign(outputs.sums)
         tools.profiler.update(step)
         with files.explain_write_errors(job.settings.train_dir, "train_dir"):
             is_stopped, is_done = write(job, tools, step, outputs)
@@ -260,6 +263,7 @@ def write(job: Job, tools: Tools, step: int, outputs: StepOutputs) -> tuple[bool
     saves = is_last or tools.saver.is_due() or plan.evaluation_is_due(step)
     if plan.log_is_due(step):
         tools.log.log_step(step, outputs, tools.trainer)
+        job.state.progress.sums.assign(np.zeros(len(SUMS)))  # Each line has the means since the line before.
     if saves:
         tools.evaluation.run(step, is_last, lambda: bool(tools.stop))
     is_stopped, is_done = sync(job, tools, step)
@@ -346,31 +350,33 @@ def log_stop(step: int) -> None:
 
 
 def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
-    """Says what to type next: commands that can be pasted, and in words what needs a path that is not known here.
+    """Says what was written and what to type next: commands that can be pasted, with the best model if there is one.
 
     Args:
         settings: those of the run.
         shards: paths of the training shards.
     """
     folder, data = settings.train_dir, settings.data
-    where = {} if folder == utils.default_train_dir() else {"train_dir": folder}
+    best = train_dir.best_dir(folder)
+    model_dir = best if checkpoints.newest_checkpoint(best) else folder
     evaluated = {"eval_data_pattern": data.eval_data_pattern} if data.eval_data_pattern else {}
     is_sample_set = not data.train_data_pattern
     splits = {"validation", "test"} if is_sample_set else splits_beside(shards)
     can_evaluate, can_predict = evaluated or "validation" in splits, "test" in splits
-    logging.info("Done training. The model is in %s. What to type next:", folder)
+    logging.info("Done training. The model is in %s: %s.", folder, train_dir.describe(folder))
+    logging.info("What to type next:")
     if can_evaluate:
-        logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, **where))
+        logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, train_dir=model_dir))
     if can_predict:
-        logging.info("  %s", utils.command("inference.py", **where))
+        logging.info("  %s", utils.command("inference.py", train_dir=model_dir))
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
+    logging.info("  then open %s, which shows the curves as they are, not smoothed", utils.TENSORBOARD_ADDRESS)
     if not can_evaluate:
         logging.info("To evaluate the model, give eval.py labelled shards or photos that it was not trained on.")
     if not can_predict:
         logging.info("To predict your own photos, name them after inference.py: photo.jpg, a folder or a .zip file.")
-    if data.eval_data_pattern:
-        best = shlex.quote(os.path.join(folder, "best"))
-        logging.info("With --train_dir=%s, they use the best model instead of the last.", best)
+    if model_dir == best:
+        logging.info("--train_dir=%s is the best model; the last one is in %s.", shlex.quote(best), shlex.quote(folder))
 
 
 def splits_beside(shards: Sequence[str]) -> set[str]:

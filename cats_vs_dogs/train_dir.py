@@ -36,14 +36,14 @@ _ENTRIES = (
     _Entry(r"plugins/profile", "train", "kept"),
     _Entry(r"best/(model_flags\.json|model\.ckpt-\d+\..*|metrics-\d+\.json)", "train", "kept"),
     _Entry(r"eval/events\.out\.tfevents\..*\.train", "train", "cut after the checkpoint's last evaluation"),
-    _Entry(r"eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
-    _Entry(r"eval/(metrics-\d+\.json|bad_examples\.csv)", "eval, train", "kept"),
-    _Entry(r"eval/ensemble-[0-9a-f]{8}", "eval", "kept"),
-    _Entry(r"export/step_\d+", "export_model, train", "kept"),
-    _Entry(r"predictions\.csv(\.bad_examples\.csv)?", "inference", "kept"),
+    _Entry(r"(best/)?eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
+    _Entry(r"(best/)?eval/(metrics-\d+\.json|bad_examples\.csv)", "eval, train", "kept"),
+    _Entry(r"(best/)?eval/ensemble-[0-9a-f]{8}", "eval", "kept"),
+    _Entry(r"(best/)?export/step_\d+", "export_model, train", "kept"),
+    _Entry(r"(best/)?predictions\.csv(\.bad_examples\.csv)?", "inference", "kept"),
     _Entry(r"(.*/)?\.write-test-\d+|.*\.\d+\.tmp.*", "all", "deleted if train.py wrote it"),
 )
-_FOLDERS = ("best", "eval", "export", "plugins")
+_FOLDERS = ("best", "best/eval", "best/export", "eval", "export", "plugins")
 # Temporary files of a training run that was killed. Other scripts may be writing theirs at this moment.
 _LEFTOVERS = re.compile(
     r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
@@ -74,8 +74,8 @@ def export_dir(train_dir: str, step: int) -> str:
     return os.path.join(train_dir, "export", f"step_{step}")
 
 
-def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
-    """Writes the metrics of an evaluation to metrics-<step>.json in a folder.
+def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> str:
+    """Writes the metrics of an evaluation to metrics-<step>.json in a folder, and returns its path.
 
     Logs a warning if they replace those of the same step on other data; metrics.jsonl keeps both.
 
@@ -91,6 +91,7 @@ def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> None:
                 *(path, old[name], metrics[name]),
             )
     files.write_json(path, metrics)
+    return path
 
 
 # ---- Whose files are there.
@@ -127,15 +128,14 @@ def lock(train_dir: str) -> int | None:
         return None
 
 
-def _paths(train_dir: str) -> list[str]:
+def _paths(train_dir: str, within: str = "") -> list[str]:
     """Returns the paths of what is in a train_dir and in the kit's folders there, relative to it: "best/run.json"."""
     paths = []
-    for name in files.list_dir(train_dir):
-        folder = os.path.join(train_dir, name)
-        if name in _FOLDERS and files.is_dir(folder) and not os.path.islink(folder):
-            paths += [os.path.join(name, inner) for inner in files.list_dir(folder)]
-        else:
-            paths.append(name)
+    for name in files.list_dir(os.path.join(train_dir, within) if within else train_dir):
+        path = f"{within}/{name}" if within else name
+        folder = os.path.join(train_dir, path)
+        is_own = path in _FOLDERS and files.is_dir(folder) and not os.path.islink(folder)
+        paths += _paths(train_dir, path) if is_own else [path]
     return paths
 
 
@@ -175,6 +175,19 @@ def delete_model(train_dir: str) -> None:
         logging.info("Removing existing train directory.")
     for path in paths:
         files.remove(path)
+
+
+def describe(train_dir: str) -> str:
+    """Returns the names of the kit's files in a train_dir, such as "best/model.ckpt-8, eval/metrics-*.json, run.json".
+
+    A "*" stands for the numbers of several files of a kind.
+    """
+    own = re.compile("|".join(f"({entry.path})" for entry in _ENTRIES))
+    names = {re.sub(r"(model\.ckpt-\d+)\..*", r"\1", path) for path in _paths(train_dir) if own.fullmatch(path)}
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(re.sub(r"(?<=tfevents\.).*|\d+", "*", name), []).append(name)
+    return ", ".join(kind if len(paths) > 1 else paths[0] for kind, paths in kinds.items())
 
 
 def delete_leftovers(train_dir: str) -> None:

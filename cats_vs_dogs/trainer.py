@@ -12,6 +12,11 @@ from absl import logging
 from cats_vs_dogs import models, readers
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import OptimizerConfig
+from cats_vs_dogs.labels import SMALLEST_PROBABILITY, is_dog
+
+# What `run_steps` adds up: the number of examples, and the sum of each other figure over them.
+SUMS = ("examples", "label_loss", "regularization_loss", "log_loss", "accuracy")
+_NO_SUMS = np.zeros(len(SUMS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class StepOutputs:
         images: uint8 or float32 [batch on the device, size, size, 3]; empty if training runs on features.
         probabilities: float32 [batch on the device, 1].
         labels: int32 [batch on the device, 1].
+        weights: the fraction of the global batch that each device has; 0: its examples are copies of another device's.
+        sums: float64 [len(SUMS)], those given to `run_steps` plus those of its steps, over their global batches.
     """
 
     num_steps: int
@@ -41,6 +48,8 @@ class StepOutputs:
     images: list[tf.Tensor]
     probabilities: list[tf.Tensor]
     labels: list[tf.Tensor]
+    weights: list[tf.Tensor]
+    sums: np.ndarray
 
 
 class Trainer:
@@ -98,7 +107,7 @@ class Trainer:
         self._replica_step = tf.function(self._step_on_replica)
         self._run_steps = tf.function(self._run_steps_in_graph)
 
-    def run_steps(self, batches: Iterator, num_steps: int) -> StepOutputs:
+    def run_steps(self, batches: Iterator, num_steps: int, sums: tf.Tensor | np.ndarray = _NO_SUMS) -> StepOutputs:
         """Takes steps without returning to Python between them.
 
         Args:
@@ -106,6 +115,8 @@ class Trainer:
                 distributed over devices.
             num_steps: how many steps to take, at least 1. It takes fewer if it is interrupted, or when the loss or a
                 gradient is no longer finite; and only one at the first call.
+            sums: float64 [len(SUMS)], to which the steps add. They are added step by step, so the result does not
+                depend on how many steps one call takes.
 
         Returns:
             Their outputs.
@@ -115,20 +126,24 @@ class Trainer:
             num_steps = 1  # The first step waits for the graph to be built.
         self._is_warm = True
         start = time.monotonic()
-        num_done, waiting, is_finite, largest_norm, sums, outputs = self._run_steps(batches, tf.constant(num_steps))
-        images, probabilities, labels = outputs
+        num_done, waiting, is_finite, largest_norm, sums, reduced, outputs = self._run_steps(
+            batches, tf.constant(num_steps), tf.convert_to_tensor(sums)
+        )
+        images, probabilities, labels, weights = outputs
         self._largest_gradient_norm = max(self._largest_gradient_norm, float(largest_norm))
         finished = StepOutputs(
             int(num_done),
             bool(is_finite),
             self._largest_gradient_norm,
-            float(sums["gradient_norm"]),
-            dict(zip(self._paths, sums["gradient_norms"].numpy().tolist(), strict=True)),
-            float(sums["label_loss"]),
-            float(sums["regularization_loss"]),
+            float(reduced["gradient_norm"]),
+            dict(zip(self._paths, reduced["gradient_norms"].numpy().tolist(), strict=True)),
+            float(reduced["label_loss"]),
+            float(reduced["regularization_loss"]),
             [] if self._on_features else images,
             probabilities,
             labels,
+            weights,
+            sums.numpy(),
         )
         if is_timed:
             self.timed_steps += finished.num_steps
@@ -136,19 +151,27 @@ class Trainer:
             self.waiting_seconds += float(waiting)
         return finished
 
-    def _run_steps_in_graph(self, batches, num_steps):
-        sums, outputs, waiting = self._next_step(batches, self._now())
-        num_done, largest_norm, is_finite = 1, _finite_or_zero(sums["gradient_norm"]), self._is_finite(sums)
+    def _run_steps_in_graph(self, batches, num_steps, sums):
+        reduced, outputs, waiting = self._next_step(batches, self._now())
+        sums += self._sums_of_step(reduced)
+        num_done, largest_norm, is_finite = 1, _finite_or_zero(reduced["gradient_norm"]), self._is_finite(reduced)
         # `&` instead of `and`, which would become branches of the graph.
-        while (num_done < num_steps) & is_finite & (sums["interrupts"] == 0.0):
-            with tf.control_dependencies([sums["gradient_norm"]]):  # The loss is there before the backward pass.
+        while (num_done < num_steps) & is_finite & (reduced["interrupts"] == 0.0):
+            with tf.control_dependencies([reduced["gradient_norm"]]):  # The loss is there before the backward pass.
                 step_done = self._now()
-            sums, outputs, seconds = self._next_step(batches, step_done)
+            reduced, outputs, seconds = self._next_step(batches, step_done)
+            sums += self._sums_of_step(reduced)
             waiting += seconds
             num_done += 1
-            largest_norm = tf.maximum(largest_norm, _finite_or_zero(sums["gradient_norm"]))
-            is_finite = self._is_finite(sums)
-        return num_done, waiting, is_finite, largest_norm, sums, outputs
+            largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
+            is_finite = self._is_finite(reduced)
+        return num_done, waiting, is_finite, largest_norm, sums, reduced, outputs
+
+    def _sums_of_step(self, reduced) -> tf.Tensor:
+        """Returns the SUMS of one step, as float64: float32 would round the sums of many steps."""
+        examples, log_loss, num_right = tf.unstack(tf.cast(reduced["sums"], tf.float64))
+        losses = [tf.cast(reduced[name], tf.float64) for name in ("label_loss", "regularization_loss")]
+        return tf.stack([examples, *(examples * loss for loss in losses), log_loss, num_right])
 
     def _next_step(self, batches, after: tf.Tensor):
         """Waits for `after`, fetches a batch, takes one step. Also returns how many seconds the batch took."""
@@ -159,10 +182,11 @@ class Trainer:
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             waited = self._now() - asked
         interrupts = [tf.cast(interrupt.read_value(), tf.float32) for interrupt in self._interrupts]
-        sums, outputs = self._strategy.run(self._replica_step, args=(*batch, tf.add_n([tf.constant(0.0), *interrupts])))
+        args = (*batch, tf.add_n([tf.constant(0.0), *interrupts]))
+        reduced, outputs = self._strategy.run(self._replica_step, args=args)
         local = self._strategy.experimental_local_results
         return (
-            {name: local(value)[0] for name, value in sums.items()},
+            {name: local(value)[0] for name, value in reduced.items()},
             [list(local(output)) for output in outputs],
             waited,
         )
@@ -170,10 +194,10 @@ class Trainer:
     def _now(self) -> tf.Tensor:
         return tf.timestamp() if self._measures_waiting else tf.zeros([], tf.float64)
 
-    def _is_finite(self, sums) -> tf.Tensor:
-        loss = sums["label_loss"] + sums["regularization_loss"]
+    def _is_finite(self, reduced) -> tf.Tensor:
+        loss = reduced["label_loss"] + reduced["regularization_loss"]
         # With a scaled loss, gradients may overflow: the optimizer then skips that step and lowers the scale.
-        return tf.math.is_finite(loss if self._scales_loss else loss + sums["gradient_norm"])
+        return tf.math.is_finite(loss if self._scales_loss else loss + reduced["gradient_norm"])
 
     def _step_on_replica(self, images, labels, weight, interrupts):
         """Takes a step on one device; returns what is summed over all devices, and this device's part of the batch."""
@@ -188,9 +212,15 @@ class Trainer:
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         # The losses and the requests to interrupt are summed too, so that all workers leave the graph at the same step.
         replicas = tf.distribute.get_replica_context()
-        *gradients, label_loss, regularization_loss, interrupts = replicas.all_reduce(
+        *gradients, label_loss, regularization_loss, interrupts, sums = replicas.all_reduce(
             tf.distribute.ReduceOp.SUM,
-            [*(gradient for gradient, _ in pairs), label_loss, regularization_loss, tf.identity(interrupts)],
+            [
+                *(gradient for gradient, _ in pairs),
+                label_loss,
+                regularization_loss,
+                tf.identity(interrupts),
+                _sums_of_part(probabilities, labels, weight),
+            ],
         )
         scale = self._optimizer.dynamic_scale if self._scales_loss else 1.0
         halves = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # As tf.linalg.global_norm does.
@@ -200,14 +230,15 @@ class Trainer:
         # Keras sums the gradients of all devices once more.
         gradients = [gradient / self._strategy.num_replicas_in_sync for gradient in gradients]
         self._optimizer.apply_gradients(zip(gradients, [variable for _, variable in pairs], strict=True))
-        sums = {
+        reduced = {
             "label_loss": label_loss,
             "regularization_loss": regularization_loss,
+            "sums": sums,
             "gradient_norm": norm,
             "gradient_norms": tf.scatter_nd(np.flatnonzero(has_gradient)[:, np.newaxis], norms, [len(variables)]),
             "interrupts": interrupts,
         }
-        return sums, (images, probabilities, labels)
+        return reduced, (images, probabilities, labels, weight)
 
     def _gradients_of_batch(self, images, parts, weight):
         """Returns the gradients of this replica's part of the loss, which is the mean over the global batch.
@@ -228,6 +259,22 @@ class Trainer:
                 loss = self._optimizer.scale_loss(loss)
         probabilities = self._classifier.probability_of(outputs["predictions"])
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
+
+
+def _sums_of_part(probabilities: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Returns what this device adds to "examples", "log_loss" and "accuracy" of the SUMS, float32 [3].
+
+    Args:
+        probabilities: float32 [batch on the device, 1].
+        labels: int32 [batch on the device, 1].
+        weight: the fraction of the global batch; 0: the examples are copies of another device's, which count there.
+    """
+    are_dogs = labels > 0
+    of_truth = tf.where(are_dogs, probabilities, 1.0 - probabilities)
+    log_losses = -tf.math.log(tf.maximum(of_truth, SMALLEST_PROBABILITY))
+    are_right = tf.cast(is_dog(probabilities) == are_dogs, tf.float32)
+    sums = [tf.cast(tf.size(labels), tf.float32), tf.reduce_sum(log_losses), tf.reduce_sum(are_right)]
+    return tf.where(weight > 0, tf.stack(sums), tf.zeros(3))
 
 
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:

@@ -5,12 +5,12 @@ from typing import Any
 
 from absl import logging
 
-from cats_vs_dogs import advice, checkpoints, metrics_log, train_dir
+from cats_vs_dogs import advice, checkpoints, train_dir
 from cats_vs_dogs.checkpoints import Progress
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluator
 from cats_vs_dogs.event_files import EventFile
-from cats_vs_dogs.metrics_log import MetricsFile
+from cats_vs_dogs.training_log import TrainingLog
 
 
 class TrainingEvaluation:
@@ -23,7 +23,7 @@ class TrainingEvaluation:
         predictor: what the evaluator evaluates; gets the weights before each evaluation.
         classifier: what is trained; perhaps the predictor itself.
         progress: notes the evaluations.
-        rows: gets a row of each evaluation.
+        log: gets a row of each evaluation, and the figures of each new best model.
         early_stop_evals: number of evaluations without a loss lower than the best that end training; 0: never.
         about_data: further metrics: what is evaluated on, and how many of its examples were trained on.
     """
@@ -35,7 +35,7 @@ class TrainingEvaluation:
         predictor: Classifier,
         classifier: Classifier,
         progress: Progress,
-        rows: MetricsFile,
+        log: TrainingLog,
         early_stop_evals: int,
         about_data: dict[str, Any],
     ):
@@ -46,7 +46,7 @@ class TrainingEvaluation:
         self._predictor = predictor
         self._classifier = classifier
         self._progress = progress
-        self._rows = rows
+        self._log = log
         self._early_stop_evals = early_stop_evals
         self._about_data = about_data
         self._best_metrics: dict[str, Any] | None = None  # Those of this process.
@@ -77,7 +77,7 @@ class TrainingEvaluation:
             return
         metrics, progress = evaluation.metrics | self._about_data, self._progress
         train_dir.write_metrics(self._eval_dir, step, metrics)
-        self._rows.add("evaluation", metrics)
+        self._log.rows.add("evaluation", metrics)
         progress.evaluated.assign(step)
         is_best = metrics["avg_loss"] < float(progress.best_loss)
         if is_best:
@@ -85,14 +85,17 @@ class TrainingEvaluation:
             progress.best_step.assign(step)
             progress.worse_in_a_row.assign(0)
             self._best_metrics = metrics
-            metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_TAGS)
+            self._log.log_best(step, metrics)
             checkpoints.save_best(self._predictor, self._best_dir, step, metrics)
         else:
             progress.worse_in_a_row.assign_add(1)
         if is_best or is_last or self.has_stopped_improving:
             evaluation.write_pictures(self._events)
         self._events.flush()
-        logging.info("best so far: step %d, Avg_Loss: %.4f", int(progress.best_step), float(progress.best_loss))
+        logging.info(
+            "best so far: step %d, Avg_Loss: %.4f, in %s",
+            *(int(progress.best_step), float(progress.best_loss), self._best_dir),
+        )
         if self.has_stopped_improving:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
 

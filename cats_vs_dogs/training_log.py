@@ -1,18 +1,19 @@
 """What training shows of its steps: log lines, TensorBoard summaries and rows of metrics.jsonl."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import eval_util, metrics_log, summaries
+from cats_vs_dogs import eval_util, metrics_log, summaries, terminal
 from cats_vs_dogs.augmentation import SizeSchedule
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import WITHOUT_EFFECT
 from cats_vs_dogs.event_files import EventFile
 from cats_vs_dogs.plan import Plan
-from cats_vs_dogs.trainer import StepOutputs, Trainer
+from cats_vs_dogs.trainer import SUMS, StepOutputs, Trainer
 
 _NUM_PHOTOS = 16
 
@@ -41,19 +42,22 @@ class TrainingLog:
     ):
         self.rows = metrics_log.MetricsFile(folder)
         self._events = EventFile(folder)
-        self._folder = folder
         self._learning_rate = learning_rate
         self._classifier = classifier
         self._plan = plan
         self._sizes = sizes
         self._last_clock = (0, 0.0, 0.0)
+        self._line = terminal.RedrawnLine()
 
     def start(self, record: dict) -> None:
         """Writes the settings of a new run."""
-        summaries.write_run(self._events, record, self._folder, WITHOUT_EFFECT)
+        summaries.write_run(self._events, record, WITHOUT_EFFECT)
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step, and at the first logged step also some of its pictures.
+
+        Losses and accuracy are means over all examples since the step logged before, on all devices. GAP ranks those of
+        the last batch.
 
         Args:
             step: the number of steps done.
@@ -63,23 +67,24 @@ class TrainingLog:
         Raises:
             UserError: if the loss's probability() returns values that are not probabilities.
         """
-        probabilities, labels = _gather(outputs.probabilities), _gather(outputs.labels)
+        probabilities, labels = (_gather(parts, outputs.weights) for parts in (outputs.probabilities, outputs.labels))
         eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
-        both_probabilities, both_labels = eval_util.as_two_columns(probabilities), eval_util.as_two_columns(labels)
         clock = (trainer.timed_steps, trainer.seconds, trainer.waiting_seconds)
         timed_steps, seconds, waiting = (now - then for now, then in zip(clock, self._last_clock, strict=True))
         num_examples = self._plan.examples_at(step) - self._plan.examples_at(step - timed_steps)
         seconds = max(seconds, 1e-9)  # The clocks of some systems tick slowly.
         self._last_clock = clock
+        means = dict(zip(SUMS[1:], (outputs.sums[1:] / outputs.sums[0]).tolist(), strict=True))
         row = {
             "step": step,
             "epoch": self._plan.epoch_of(step),
-            "label_loss": outputs.label_loss,
-            "regularization_loss": outputs.regularization_loss,
+            "label_loss": means["label_loss"],
+            "log_loss": means["log_loss"],
+            "regularization_loss": means["regularization_loss"],
             "gradient_norm": outputs.gradient_norm,
-            "accuracy": eval_util.calculate_hit_at_one(probabilities, labels),
-            "perr": eval_util.calculate_precision_at_equal_recall_rate(both_probabilities, both_labels),
-            "gap": eval_util.calculate_gap(both_probabilities, both_labels),
+            "accuracy": means["accuracy"],
+            "perr": means["accuracy"],  # The same for two classes, of which each example has one.
+            "gap": eval_util.calculate_gap(eval_util.as_two_columns(probabilities), eval_util.as_two_columns(labels)),
             "learning_rate": float(self._learning_rate(step - 1)),
             "examples_per_second": num_examples / seconds,
             "waiting_for_data": waiting / seconds,
@@ -87,14 +92,27 @@ class TrainingLog:
         steps_left = self._sizes.steps_left(step) if self._sizes else self._plan.total_steps - step
         time_left = datetime.timedelta(seconds=round(steps_left * seconds / max(1, timed_steps)))
         total_steps = self._plan.total_steps
-        metrics_log.log_training_step(row, self._plan.epoch_of(total_steps), total_steps, time_left)
+        about_run = {"last_epoch": self._plan.epoch_of(total_steps), "percent": 100 * step // total_steps}
+        if self._line.is_shown:
+            self._line.show(metrics_log.short_training_line(row, **about_run, time_left=time_left))
+        else:
+            metrics_log.log_training_step(row, **about_run, time_left=time_left)
         self.rows.add("training", row)
-        metrics_log.write_scalars(self._events, step, row, metrics_log.TRAINING_TAGS)
+        metrics_log.write_scalars(self._events, step, row, metrics_log.TRAINING_CHARTS)
         summaries.write_gradient_norms(self._events, step, list(outputs.gradient_norms.values()))
         if self._plan.is_first_logged(step) and outputs.images:
-            images = np.concatenate([part[:_NUM_PHOTOS].numpy() for part in outputs.images])[:_NUM_PHOTOS]
+            images = _gather([part[:_NUM_PHOTOS] for part in outputs.images], outputs.weights)[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
+
+    def log_best(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the scalars of a new best model.
+
+        Args:
+            step: its step.
+            metrics: see `evaluation.Evaluation.metrics`.
+        """
+        metrics_log.write_scalars(self._events, step, metrics, metrics_log.BEST_CHARTS)
 
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input, if that is pictures."""
@@ -108,6 +126,11 @@ class TrainingLog:
         self._events.flush()
         self.rows.flush()
 
+    def close(self) -> None:
+        """Ends the line on the terminal, so that other lines can follow. Call it whatever happens."""
+        self._line.close()
 
-def _gather(parts: list[tf.Tensor]) -> np.ndarray:
-    return np.concatenate([part.numpy() for part in parts])
+
+def _gather(parts: list[tf.Tensor], weights: list[tf.Tensor]) -> np.ndarray:
+    """Returns the batch whose parts the devices have, without copies, whose weight is 0."""
+    return np.concatenate([part.numpy() for part, weight in zip(parts, weights, strict=True) if weight > 0])

@@ -71,7 +71,7 @@ class Saver:
     def save(self) -> None:
         """Saves, and starts to count the time to the next checkpoint."""
         self._log.flush()
-        self._state.save()
+        logging.info("Saved %s.", self._state.save())
         self._alarm.restart()
 
 
@@ -245,7 +245,7 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         job.predictor,
         job.classifier,
         job.state.progress,
-        log.rows,
+        log,
         job.settings.periods.early_stop_evals,
         {"eval_data_pattern": job.record["flags"]["eval_data_pattern"], "trained_on": job.eval_trained_on},
     )

@@ -91,14 +91,14 @@ def test_every_pixel_survives_its_scaling():
 
 
 def test_captions():
-    expected = ["x/cat.7.jpg\ncat, p=0.931", "\ufffd\ndog, p=0.000"]
-    assert figures.captions(np.array([[0], [1]]), np.array([[0.9312], [0.0]]), [b"x/cat.7.jpg", b"\xff"]) == expected
-    assert figures.captions(np.array([[1]]), np.array([[0.5]])) == ["dog, p=0.500"]
+    expected = ["x/cat.7.jpg: cat, called dog, 95 %", "\ufffd: dog, called cat, 100 %"]
+    assert figures.captions(np.array([[0], [1]]), np.array([[0.9512], [0.0]]), [b"x/cat.7.jpg", b"\xff"]) == expected
+    assert figures.captions(np.array([[1]]), np.array([[0.5]])) == ["dog, called cat, 50 %"]
 
 
 @pytest.mark.parametrize(("num", "rows"), [(1, 1), (4, 1), (5, 2), (16, 4)])
 def test_a_grid_has_rows_of_four(num, rows):
-    names = [f"a/very/long/path/of/a/photo/cat.{i}.jpg\ncat, p=1.000" for i in range(num)]
+    names = [f"a/very/long/path/of/a/photo/cat.{i}.jpg: cat, called dog, 100 %" for i in range(num)]
     white = decode(figures.draw_grid(np.full((num, 8, 8, 3), 255, np.uint8), names), "JPEG")
     black = np.asarray(decode(figures.draw_grid(np.zeros((num, 8, 8, 3), np.uint8), names), "JPEG"))
     height = white.height // rows
@@ -133,6 +133,16 @@ def test_the_confusion_matrix_is_darker_where_most_are():
     assert pixels.shape == (300, 350) and len(encoded) < 20_000
     right, wrong = pixels[40:60, 60:180].mean(), pixels[40:60, 220:330].mean()  # Above the numbers.
     assert right < 100 < 200 < wrong
+
+
+def test_text_can_be_read_on_every_shade():
+    def luminance(colour):
+        return [0.2126, 0.7152, 0.0722] @ np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+
+    for colour in np.random.default_rng(0).random([500, 3]):
+        text = {"white": 1.0, "black": 0.0}[figures.readable_on(colour)]
+        low, high = sorted([text, luminance(colour)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def test_drawing_leaves_no_global_state():

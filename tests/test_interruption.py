@@ -240,14 +240,14 @@ def test_evaluation_while_training_keeps_the_best_and_stops_early(run_script, sh
     assert [path.name for path in whole.glob("best/*.index")] == [f"model.ckpt-{best}.index"]
     assert json.loads((whole / "best" / f"metrics-{best}.json").read_text())["avg_loss"] == losses[best]
     assert [path.name for path in whole.glob("export/*")] == [f"step_{max(losses)}"]
-    shown = summaries_of(whole / "eval")["Epoch/Eval_Avg_Loss"]
+    shown = summaries_of(whole / "eval")["Compare/loss"]
     assert shown[0] == sorted(losses)
 
     # A stopped run remembers its best evaluation and the number of evaluations since.
     train(run_script, shards, stopped, *flags, f"--max_steps={best + 4}")
     said = train(run_script, shards, stopped, *flags, "--num_epochs=50")
     assert f"best so far: step {best}, " in said
-    assert summaries_of(stopped / "eval")["Epoch/Eval_Avg_Loss"] == shown
+    assert summaries_of(stopped / "eval")["Compare/loss"] == shown
     assert "Nothing left to train: training stopped early at step" in train(
         run_script, shards, stopped, *flags, "--num_epochs=50"
     )

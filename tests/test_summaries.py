@@ -61,7 +61,7 @@ def test_flags_as_a_table():
 def test_what_is_written_is_what_the_plugins_read(tmp_path):
     confusion = {"cats_as_cats": 1, "cats_as_dogs": 1, "dogs_as_cats": 1, "dogs_as_dogs": 2}
     written = EventFile(str(tmp_path))
-    summaries.write_run(written, RECORD, "/runs/mine/", without_effect={"train_data_pattern"})
+    summaries.write_run(written, RECORD, without_effect={"train_data_pattern"})
     summaries.write_curves(written, 7, PROBABILITIES, LABELS)
     summaries.write_drawings(written, 7, PROBABILITIES, LABELS, {"roc_auc": 0.9, "confusion": confusion})
     summaries.write_photos(written, 7, figures.Photos())
@@ -72,6 +72,7 @@ def test_what_is_written_is_what_the_plugins_read(tmp_path):
     steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
     of_start = {"flags", "_hparams_/experiment", "_hparams_/session_start_info"}
     assert steps == {tag: [0] if tag in of_start else [7] for tag in steps}
+    assert all(events.SummaryMetadata(tag).summary_description for tag in steps if steps[tag] == [7])
     plugins = {tag: events.SummaryMetadata(tag).plugin_data.plugin_name for tag in steps}
     assert plugins["pr_curve"] == "pr_curves" and plugins["flags"] == "text"
     assert plugins["dense/kernel"] == plugins["dense/bias"] == "histograms"
@@ -89,9 +90,28 @@ def test_what_is_written_is_what_the_plugins_read(tmp_path):
     assert buckets[:, 2].sum() == 3 and plugins["gradient_norms_log10"] == "histograms"
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     session = hparams_metadata.parse_session_start_info_plugin_data(content)
-    assert session.group_name == "mine in /runs"
+    assert session.group_name == ""  # So the row has the run's name.
     assert session.hparams["seed"].number_value == 3
     assert set(session.hparams) == {"model", "seed", "loss_params"}
+
+
+def test_at_most_20_weights_are_shown_at_once(tmp_path):
+    written = EventFile(str(tmp_path))
+    for step in (1, 2):
+        summaries.write_weights(written, step, {f"layer_{i}/kernel": np.ones(2) for i in range(20)})
+    assert not any("\u2026" in tag for tag in read(tmp_path).Tags()["tensors"])
+    summaries.write_weights(written, 3, {f"block_{i}/kernel": np.ones(2) for i in range(21)})
+    tags = {tag for tag in read(tmp_path).Tags()["tensors"] if "block" in tag}
+    assert tags == {f"block_{i}/kernel" for i in range(21) if i != 10} | {"\u2026/block_10/kernel"}
+    assert "\u2026" > "z"  # TensorBoard opens the first groups.
+
+
+def test_a_description_is_written_once(tmp_path):
+    written = EventFile(str(tmp_path))
+    for step in range(100):
+        written.scalar("a", step, step, "x" * 1000)
+    assert read(tmp_path).SummaryMetadata("a").summary_description == "x" * 1000
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 15_000
 
 
 @pytest.mark.parametrize("as_tensors", [False, True])

@@ -1,5 +1,6 @@
 """Progress bars and tables on a terminal."""
 
+import datetime
 import fcntl
 import os
 import pty
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import termios
 
+import pytest
 from conftest import REPOSITORY
 
-from cats_vs_dogs import terminal
+from cats_vs_dogs import metrics_log, terminal
 
 CODE = """
 import sys
@@ -28,10 +30,34 @@ utils.run_script(lambda rest: main(), lambda: None, pass_on_flags=True)
 """
 
 
-def said_on_a_terminal(argument):
+REDRAWN = """
+import types
+from absl import logging
+from cats_vs_dogs import terminal, utils
+
+def main():
+    times = [0.0, 0.0, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5]  # Asked for once a step, and once a drawing.
+    terminal.time = types.SimpleNamespace(monotonic=lambda: times.pop(0))
+    line = terminal.RedrawnLine()
+    for number in range(6):
+        if not line.is_shown:
+            logging.warning("step %d", number)
+            continue
+        line.show(["a" * 20, "b" * 20, "c" * (35 - 20 * (number % 2)), "d" * 40])
+        if number == 2:
+            logging.warning("saved")
+    line.close()
+    logging.warning("after it")
+
+utils.run_script(lambda rest: main(), lambda: None, pass_on_flags=True)
+"""
+
+
+def said_on_a_terminal(argument, code=CODE, columns=80, **environment):
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-    subprocess.run([sys.executable, "-c", CODE, argument], cwd=REPOSITORY, stderr=slave, check=True)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {"TERM": "xterm", **{k: v for k, v in os.environ.items() if k not in ("TERM", "NO_COLOR")}, **environment}
+    subprocess.run([sys.executable, "-c", code, argument], cwd=REPOSITORY, stderr=slave, check=True, env=env)
     os.close(slave)
     said = b""
     try:
@@ -56,6 +82,41 @@ def test_no_bar_where_none_is_wanted_or_there_is_no_terminal():
     assert said_on_a_terminal("hidden").splitlines() == expected
     process = subprocess.run([sys.executable, "-c", CODE, "shown"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     assert process.stderr.splitlines() == expected
+
+
+A, B = "a" * 20, "b" * 20
+
+
+def test_a_line_is_redrawn_and_log_lines_are_whole():
+    said = said_on_a_terminal("", REDRAWN)
+    # Steps 2 to 5 come too soon to be drawn at once, but 2 and 5 are the last ones before other lines.
+    long, short = (f"\r{A}  {B}  {'c' * count}" for count in (35, 15))
+    assert said == f"{long}{short}{' ' * 20}{long}\r\nWARNING: saved\r\n{short}\r\nWARNING: after it\r\n"
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(60, f"{A}  {B}"), (43, f"{A}  {B}"), (42, A), (9, "a" * 8)])
+def test_the_line_fits_in_the_terminal(columns, expected):
+    before_saved = said_on_a_terminal("", REDRAWN, columns).partition("\r\nWARNING: saved")[0]
+    assert before_saved.split("\r")[-1].rstrip() == expected
+    assert all(len(drawn) < columns for drawn in before_saved.split("\r"))
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_terminals_that_want_plain_lines_get_them(environment):
+    lines = said_on_a_terminal("", REDRAWN, **environment).splitlines()
+    assert lines == [*(f"WARNING: step {number}" for number in range(6)), "WARNING: after it"]
+
+
+def test_the_short_line_of_a_training_step():
+    row = {"epoch": 120, "label_loss": 0.0432, "accuracy": 0.98112, "learning_rate": 0.000095}
+    time_left = datetime.timedelta(hours=1, minutes=2, seconds=3)
+    parts = metrics_log.short_training_line({**row, "examples_per_second": 104.6}, 190, 63, time_left)
+    assert "  ".join(parts) == "epoch 120/190 63%  loss 0.043  acc 0.981  lr 9.5e-05  105 photos/s  1:02 h left"
+    assert len("  ".join(parts)) <= 79
+    *_, last = metrics_log.short_training_line(
+        {**row, "examples_per_second": 1}, 190, 99, datetime.timedelta(seconds=67)
+    )
+    assert last == "1:07 left"
 
 
 def test_a_table():

@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 from conftest import make_config, values_of, write_shards
 
-from cats_vs_dogs import checkpoints, distribution, optimizers, readers, train, train_dir, training_tools
+from cats_vs_dogs import checkpoints, distribution, eval_util, optimizers, readers, train, train_dir, training_tools
 from cats_vs_dogs import trainer as trainer_module
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.interruption import StopRequest
 from cats_vs_dogs.plan import Plan
-from cats_vs_dogs.trainer import StepOutputs, Trainer
+from cats_vs_dogs.trainer import SUMS, StepOutputs, Trainer
 from cats_vs_dogs.training_log import TrainingLog
 from cats_vs_dogs.utils import UserError
 
@@ -92,6 +92,31 @@ def test_gradients_are_clipped_variable_by_variable():
         np.testing.assert_allclose(clipped, free * 1e-3 / np.linalg.norm(free), rtol=1e-3, atol=1e-7)
 
 
+def test_what_several_steps_add_up():
+    """Batches of different sizes: every example counts the same, however the steps are divided into calls."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (23, 8, 8, 3)).astype(np.uint8)
+    labels = rng.integers(0, 2, (23, 1)).astype(np.int32)
+    expected, found = np.zeros(5), []
+    for calls in ([1] * 6, [1, 5], [1, 2, 3]):
+        classifier = Classifier(spec())
+        trainer = trainer_for(classifier, optimizers.LearningRate(0.01, 4))
+        batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+        batches, sums = iter(batches.map(lambda images, labels: (images, labels, 1.0))), np.zeros(len(SUMS))
+        for num_steps in calls:
+            outputs = trainer.run_steps(batches, num_steps, sums)
+            sums = outputs.sums
+            if len(calls) == 6:
+                p, y = outputs.probabilities[0].numpy(), outputs.labels[0].numpy()
+                of_batch = [outputs.label_loss, outputs.regularization_loss]
+                of_batch += [eval_util.calculate_log_loss(p, y), eval_util.calculate_hit_at_one(p, y)]
+                expected += len(y) * np.array([1, *of_batch])
+        found.append(sums)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    assert found[0][0] == 23 and found[0][4] == round(found[0][4])
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_the_norm_of_each_gradient(jit_compile):
     classifier = Classifier(spec())
@@ -128,7 +153,7 @@ def test_the_loss_of_mixed_images_is_that_of_both_labels(label_loss, jit_compile
 
 def test_a_gradient_that_is_not_finite_is_named():
     norms = {"first/kernel": float("inf"), "last/kernel": 1.0}
-    outputs = trainer_module.StepOutputs(1, False, 1.0, float("inf"), norms, 0.5, 0.0, [], [], [])
+    outputs = trainer_module.StepOutputs(1, False, 1.0, float("inf"), norms, 0.5, 0.0, [], [], [], [], None)
     with pytest.raises(UserError, match=r"\(not finite for first/kernel\), the learning rate"):
         train.check_finite(8, outputs, 0.25)
 
@@ -154,8 +179,11 @@ def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     plan = Plan(1000, 100, make_config(num_epochs=90).periods)
     log = TrainingLog(str(tmp_path), Classifier(spec()), lambda step: tf.constant(0.02 / (1 + step)), plan, None)
-    columns = [tf.constant([[0.75], [0.375]])], [tf.constant([[1], [1]])]
-    outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 0.84, 0.01, [], *columns)
+    # The second device has a copy of the first one's second example.
+    columns = [tf.constant([[0.75], [0.375]]), tf.constant([[0.375]])], [tf.constant([[1], [1]]), tf.constant([[1]])]
+    sums = 1000 * np.array([1, 0.84, 0.01, 0.7, 0.5])  # As many examples as ten steps have.
+    weights = [tf.constant(1.0), tf.constant(0.0)]
+    outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 9.9, 9.9, [], *columns, weights, sums)
     log.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
     # The clock did not tick; of two steps each takes as long as lately.
     log.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
@@ -171,6 +199,7 @@ def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
         "step": 20,
         "epoch": 2,
         "label_loss": 0.84,
+        "log_loss": 0.7,
         "regularization_loss": 0.01,
         "gradient_norm": 1.5,
         "accuracy": 0.5,
@@ -374,6 +403,29 @@ def test_two_trainings_in_one_process(tmp_path):
         weights.append(values_of(folder / "model.ckpt-15"))
     for name in weights[0]:
         np.testing.assert_array_equal(weights[0][name], weights[1][name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_line_after_resuming_has_the_means_since_the_line_before(tmp_path):
+    """Steps 5 to 8 are logged together, but 5 and 6 are taken by another run than 7 and 8."""
+    common = {"train_data_pattern": write_shards(tmp_path / "shards", num_examples=22), "image_size": 8}
+    common |= {"log_steps": 4, "num_epochs": 3, "batch_size": 8, "export_model_steps": 0}
+    rows = {}
+    for name, stops in {"whole": [9], "resumed": [6, 9]}.items():
+        for stop in stops:
+            settings = make_config(**common, train_dir=str(tmp_path / name), max_steps=stop)
+            if stop == 6:  # It ends as if it had been stopped: the last step of a run is logged.
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(Plan, "log_is_due", lambda plan, step: step == 4)
+                    train.train(settings, distribution.local_devices())
+            else:
+                train.train(settings, distribution.local_devices())
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [{k: v for k, v in json.loads(line).items() if k in ("step", *SUMS, "gap")} for line in lines]
+    assert [row["step"] for row in rows["whole"]] == [4, 8, 9]
+    assert rows["resumed"] == rows["whole"]
+    # Step 9 is the last and small one of an epoch, and the only one of its line.
+    assert rows["whole"][2]["accuracy"] in [number / 6 for number in range(7)]
 
 
 def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
