@@ -89,6 +89,7 @@ def define_flags() -> None:
         "Each evaluation replaces it. Empty: none.",
         module_name="output",
     )
+    config.define_report_flag("After each evaluation, write")
 
 
 def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
@@ -164,7 +165,7 @@ def main() -> None:
     """Evaluates what the flags name."""
     run_once, batch_size = FLAGS.run_once, FLAGS.batch_size
     mistakes_file, flip_average, bad_examples_flag = FLAGS.mistakes_file, FLAGS.flip_average, FLAGS.bad_examples
-    eval_data_pattern, expected = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss)
+    eval_data_pattern, expected, has_report = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss), FLAGS.report
     train_dirs = config.find_models(FLAGS.train_dir)
     check_ensemble_flags(train_dirs, run_once, *expected)
     utils.import_tensorflow()
@@ -179,6 +180,7 @@ def main() -> None:
         ensemble,
         metrics_log,
         readers,
+        report,
         train_dir,
     )
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -238,6 +240,8 @@ def main() -> None:
             write_mistakes(mistakes_file, evaluation.mistakes)
         for line in evaluation.table():
             logging.info("%s", line)
+        if has_report:
+            report.Report(eval_dir, train_dirs, classifiers, reader, shards).write(evaluation, metrics)
         if about_data["trained_on"]:
             logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:

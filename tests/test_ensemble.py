@@ -65,6 +65,7 @@ def evaluate(tmp_path, monkeypatch):
     def run(folders, pattern, **others):
         flags = {"train_dir": ",".join(folders), "eval_data_pattern": pattern, "run_once": True, "batch_size": 10}
         flags |= {"model": None, "label_loss": None, "mistakes_file": "", "bad_examples": "fail", "flip_average": False}
+        flags["report"] = False
         monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**flags | others))
         eval_script.main()
         folder = train_dir.ensemble_dir(folders) if len(folders) > 1 else train_dir.eval_dir(folders[0])

@@ -70,6 +70,7 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
 
     def evaluate(mistakes_file, flip_average, eval_data_pattern=pattern):
         names = {"train_dir": train_dir, "eval_data_pattern": eval_data_pattern, "mistakes_file": mistakes_file}
+        names["report"] = False
         others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
         monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**names, **others, flip_average=flip_average))
         eval_script.main()

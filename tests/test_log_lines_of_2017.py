@@ -50,6 +50,7 @@ def test_lines_of_training_and_evaluation(tmp_path, monkeypatch, lines):
     assert "Removing existing train directory." in said
 
     names = {"model": None, "label_loss": None, "eval_data_pattern": pattern, "run_once": True, "mistakes_file": ""}
+    names["report"] = False
     names |= {"train_dir": folder, "batch_size": 8, "bad_examples": "fail", "flip_average": False}
     monkeypatch.setattr(eval, "FLAGS", types.SimpleNamespace(**names))
     eval.main()
