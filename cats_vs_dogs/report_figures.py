@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import.
 TEXT, BLUE, ORANGE, GREY = "#1f2328", "#1c5d99", "#b04a00", "#6a6f76"
 _WIDTH, _HEIGHT = 4.4, 3.1  # inches of 100 pixels
 _MOST_POINTS = 200  # of a line; more cannot be seen
+_SMOOTH_POINTS = 40  # of the line that shows where a noisy one goes
 
 _STYLE = {
     "svg.fonttype": "none",  # Text, not outlines.
@@ -57,12 +58,11 @@ def draw_learning_curve(training: Line, evaluation: Line, name: str, is_share: b
 
     def draw(axes: "Axes") -> None:
         if len(training[0]):
-            axes.plot(*_thinned(training), color=BLUE, linewidth=1.2, label="training batches")
+            axes.plot(*_thinned(training, _MOST_POINTS), color=BLUE, linewidth=1, alpha=0.3)
+            axes.plot(*_thinned(training, _SMOOTH_POINTS), color=BLUE, linewidth=1.8, label="training batches")
         if len(evaluation[0]):
-            marker = "o" if len(evaluation[0]) <= 30 else ""
-            axes.plot(
-                *_thinned(evaluation), color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="evaluation"
-            )
+            few, marker = _thinned(evaluation, _MOST_POINTS), "o" if len(evaluation[0]) <= 30 else ""
+            axes.plot(*few, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="evaluation")
         axes.set(xlabel="step", ylabel=name)
         axes.legend()
         if is_share:
@@ -170,10 +170,10 @@ def sureness(probabilities: np.ndarray) -> np.ndarray:
     return np.maximum(flat, 1 - flat)
 
 
-def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a line whose points are means of neighbours, so that there are not too many."""
-    steps, values = (np.array_split(np.asarray(one, np.float64), min(len(one), _MOST_POINTS)) for one in line)
-    return np.array([part[-1] for part in steps]), np.array([part.mean() for part in values])
+def _thinned(line: Line, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a line of at most so many points, which are means of neighbours."""
+    steps, values = (np.array_split(np.asarray(one, np.float64), min(len(one), most)) for one in line)
+    return np.array([part.mean() for part in steps]), np.array([part.mean() for part in values])
 
 
 def _few(points: np.ndarray) -> np.ndarray:
