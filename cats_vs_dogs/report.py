@@ -34,7 +34,7 @@ from cats_vs_dogs.labels import CLASS_NAMES
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
 
-_MOST_FOLDERS = 200  # beside a train_dir; in a folder such as /tmp there may be many
+_MOST_REMOTE = 20  # folders beside a train_dir on an object store; to look into one takes two requests
 _MOST_MODELS = 20  # in the table
 _SPACE = "\N{NO-BREAK SPACE}"
 _COMPARED = ("avg_hit_at_one", "log_loss", "roc_auc", "ece")
@@ -233,19 +233,14 @@ def _row(name: str, its_metrics: dict[str, Any], metrics: dict[str, Any], is_thi
 
 
 def _metrics_beside(folder: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yields name, folder and newest metrics of each model in the folders beside a train_dir, itself included."""
+    """Yields name, folder and newest metrics of last and best models in a train_dir and the folders beside it."""
     parent = os.path.dirname(files.absolute_path(folder).rstrip("/"))
-    num_found = 0
-    for name in files.list_dir(parent):
-        is_found = False
-        for model, place in ((name, "eval"), (f"{name}/best", "best")):
-            metrics = _newest_metrics(os.path.join(parent, name, place))
-            if metrics:
-                is_found = True
-                yield model, os.path.join(parent, model), metrics
-        num_found += is_found
-        if num_found == _MOST_FOLDERS:
-            return
+    for name in files.list_dir(parent)[: _MOST_REMOTE if files.is_remote(parent) else None]:
+        last, best = (_newest_metrics(os.path.join(parent, name, place)) for place in ("eval", "best"))
+        if last:
+            yield name, os.path.join(parent, name), last
+        if best and not (last and last["step"] == best["step"]):
+            yield f"{name}/best", os.path.join(parent, name, "best"), best
 
 
 def _newest_metrics(folder: str) -> dict[str, Any] | None:

@@ -134,7 +134,7 @@ def draw_reliability(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
         errors = np.maximum([share - low, high - share], 0)
         axes.errorbar(mean_sure, share, errors, color=BLUE, marker="o", markersize=5, linewidth=1.5, label="this model")
         axes.set(xlabel="how sure the model was", ylabel="share that was right", xlim=(0.48, 1.02))
-        axes.legend(loc="lower right")
+        axes.legend()
         _show_percent(axes.xaxis, axes.yaxis)
 
     return _draw(draw)

@@ -128,6 +128,7 @@ def models(tmp_path_factory):
     write_metrics(folder / "better" / "eval", 40, 0.01, eval_data_pattern=PATTERN)
     write_metrics(folder / "better" / "eval", 300, 0.02, eval_data_pattern=PATTERN, trained_on=3)
     write_metrics(folder / f"other {EVIL.replace('/', '')}" / "eval", 9, 0.9, eval_data_pattern="/elsewhere")
+    write_metrics(folder / "better" / "best", 300, 0.02, eval_data_pattern=PATTERN)  # The same model.
     write_metrics(folder / "this" / "best", 6, 0.03, eval_data_pattern=PATTERN, flip_average=True)
     for name, text in {"damaged": "{", "older": '{"step": 1}', "diverged": '{"log_loss": NaN}'}.items():
         (folder / name / "eval").mkdir(parents=True)
@@ -208,7 +209,8 @@ def test_the_other_models_beside_it(models, text):
 def test_learning_curves_are_of_the_same_data(text):
     curves = [image["alt"] for image in Page(text).all("img") if "by step" in image["alt"]]
     assert curves == [
-        "Loss by step: that of training batches goes from 1.000 to 0.167, that of evaluations goes from 0.750 to 0.250.",
+        "Loss by step: that of training batches goes from 1.000 to 0.167, that of evaluations goes from 0.750 to "
+        "0.250.",
         "Accuracy by step: that of training batches goes from 50.0\xa0% to 50.0\xa0%, that of evaluations goes from "
         "50.0\xa0% to 94.0\xa0%.",
     ]
