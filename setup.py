@@ -8,7 +8,7 @@ setup(
     description="Cats vs Dogs TensorFlow starter kit: TFRecord shards in, a submission CSV out.",
     license="Apache-2.0",
     packages=find_namespace_packages(include=["cats_vs_dogs", "cats_vs_dogs.*"], exclude=["*.__pycache__"]),
-    package_data={"cats_vs_dogs.recipes": ["*.flags"]},
+    package_data={"cats_vs_dogs.recipes": ["*.flags"], "cats_vs_dogs.templates": ["*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.17",
@@ -23,6 +23,7 @@ setup(
         "google-cloud-storage",
         "google-crc32c",
         "h5py",  # Comes with keras, too.
+        "jinja2",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],

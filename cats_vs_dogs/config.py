@@ -44,6 +44,7 @@ WITHOUT_EFFECT = frozenset(
         "train_dir",
         "train_data_pattern",  # The shards themselves are compared.
         "eval_data_pattern",
+        "report",
         "allow_one_class",
         "early_stop_evals",
         "start_new_model",
@@ -144,6 +145,7 @@ class Config:
     recipe: str
     train_dir: str
     start_new_model: bool
+    report: bool
     model: ModelSpec
     data: DataConfig
     optimizer: OptimizerConfig
@@ -258,7 +260,7 @@ def from_settings(settings: dict[str, Any]) -> Config:
         name: part(**{field.name: settings[field.name] for field in dataclasses.fields(part)})
         for name, part in parts.items()
     }
-    own = {name: settings[name] for name in ("recipe", "train_dir", "start_new_model")}
+    own = {name: settings[name] for name in ("recipe", "train_dir", "start_new_model", "report")}
     return Config(**own, **nested)
 
 
@@ -547,6 +549,7 @@ def _define_output_flags() -> None:
         "Delete the model in train_dir and start a new one, instead of resuming from its newest checkpoint.",
         module_name="output",
     )
+    define_report_flag("With eval_data_pattern, write")
     flags.DEFINE_integer(
         "log_steps", 10, "The period of log lines and summaries, steps.", lower_bound=1, module_name="output"
     )
@@ -566,6 +569,20 @@ def _define_output_flags() -> None:
     )
     flags.DEFINE_integer(
         "keep_checkpoints", 5, "How many of the newest checkpoints to keep.", lower_bound=1, module_name="output"
+    )
+
+
+def define_report_flag(begins: str) -> None:
+    """Defines --report, which several scripts have.
+
+    Args:
+        begins: how the help text begins.
+    """
+    flags.DEFINE_bool(
+        "report",
+        True,
+        f"{begins} train_dir/eval/report.html: a page with metrics, curves, and photos that are worth a look.",
+        module_name="output",
     )
 
 

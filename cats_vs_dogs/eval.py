@@ -85,6 +85,7 @@ def define_flags() -> None:
         "Each evaluation replaces it. Empty: none.",
         module_name="output",
     )
+    config.define_report_flag("After each evaluation, write")
 
 
 def new_checkpoints(classifier: "Classifier", train_dir: str) -> Iterator[int]:
@@ -161,7 +162,7 @@ def main() -> None:
     run_once, batch_size = FLAGS.run_once, FLAGS.batch_size
     mistakes_file, bad_examples_flag = FLAGS.mistakes_file, FLAGS.bad_examples
     averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
-    eval_data_pattern, expected = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss)
+    eval_data_pattern, expected, has_report = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss), FLAGS.report
     train_dirs = config.find_models(FLAGS.train_dir)
     check_ensemble_flags(train_dirs, run_once, *expected)
     utils.import_tensorflow()
@@ -176,6 +177,7 @@ def main() -> None:
         ensemble,
         metrics_log,
         readers,
+        report,
         train_dir,
     )
     from cats_vs_dogs.evaluation import Evaluator, write_mistakes
@@ -236,6 +238,8 @@ def main() -> None:
             written.append(mistakes_file)
         print(*evaluation.table(), sep="\n", flush=True)
         logging.info("Wrote %s.", ", ".join(written))
+        if has_report:
+            report.Report(eval_dir, train_dirs, classifiers, reader, shards).write(evaluation, metrics)
         if about_data["trained_on"]:
             logging.warning("these metrics include %(trained_on)d examples that were trained on", about_data)
         if run_once:

@@ -1,6 +1,7 @@
 """Metrics of predictions, computed with numpy."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -222,6 +223,23 @@ def calculate_ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int =
     return float(np.abs(np.bincount(bins, is_correct - confidence)).sum() / len(confidence))
 
 
+def interval(num_right: float, num_all: float) -> tuple[float, float]:
+    """Returns between which shares the true one lies, with 95 % confidence, if so many of a sample are right.
+
+    This is the interval of E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    For shares near 0 and 1 it is better than the mean plus and minus two standard errors.
+
+    Args:
+        num_right: how many are right.
+        num_all: how many there are, at least 1.
+    """
+    z = 1.959964
+    share, weight = num_right / num_all, z**2 / num_all
+    middle = share + weight / 2
+    half = z * math.sqrt(share * (1 - share) / num_all + weight / (4 * num_all))
+    return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+
+
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the indices of all misclassified examples, those with the highest confidence first.
 
@@ -316,6 +334,10 @@ class EvaluationMetrics:
         """Returns all accumulated probabilities and labels, [n, 1] each."""
         return np.concatenate(self._probabilities), np.concatenate(self._labels)
 
+    def ids(self) -> np.ndarray:
+        """Returns the ids of all accumulated examples, bytes [n]. Every batch must have been accumulated with ids."""
+        return np.concatenate(self._ids)
+
     def mistakes(self) -> list[tuple[bytes, int, float]]:
         """Returns (id, label, probability of a dog) of each misclassified example, highest confidence first.
 
@@ -323,7 +345,7 @@ class EvaluationMetrics:
         """
         probabilities, labels = self.examples()
         wrong = worst_mistakes(probabilities, labels)
-        columns = (np.concatenate(self._ids), labels.ravel(), probabilities.ravel())
+        columns = (self.ids(), labels.ravel(), probabilities.ravel())
         return list(zip(*(column[wrong].tolist() for column in columns), strict=True))
 
     def clear(self) -> None:

@@ -38,6 +38,9 @@ class Evaluation:
             "members": a dict for each model, see `Evaluator.evaluate`, with its "avg_hit_at_one", "log_loss", "roc_auc"
             and "ece".
         mistakes: all of them, the most confident first.
+        ids: bytes [n], of all examples in the order in which they were read.
+        probabilities: [n, 1], probability of a dog, of all examples.
+        labels: [n, 1], 1 = dog, of all examples.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class Evaluation:
         if members:
             self.metrics["members"] = list(members)
         self.mistakes: list[Mistake] = accumulated.mistakes()
-        self._examples = accumulated.examples()
+        self.ids = accumulated.ids()
+        self.probabilities, self.labels = accumulated.examples()
         self._photos = photos
         self._first_images = first_images
 
@@ -65,8 +69,8 @@ class Evaluation:
             has_table: whether `table` will be shown.
         """
         metrics_log.record_evaluation(events, self.metrics, has_table)
-        summaries.write_curves(events, self.metrics["step"], *self._examples)
-        summaries.write_histograms(events, self.metrics["step"], self._first_images, self._examples[0])
+        summaries.write_curves(events, self.metrics["step"], self.probabilities, self.labels)
+        summaries.write_histograms(events, self.metrics["step"], self._first_images, self.probabilities)
         for name, size in eval_util.class_sizes(self.metrics["confusion"]).items():
             if not size:
                 logging.warning("there is no %s among the examples, so the metrics say little", name)
@@ -74,7 +78,7 @@ class Evaluation:
     def write_pictures(self, events: EventFile) -> None:
         """Writes figures, and the photos that are worth a look."""
         step = self.metrics["step"]
-        summaries.write_drawings(events, step, *self._examples, self.metrics)
+        summaries.write_drawings(events, step, self.probabilities, self.labels, self.metrics)
         summaries.write_photos(events, step, self._photos)
 
     def table(self) -> list[str]:

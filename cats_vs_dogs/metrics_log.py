@@ -1,5 +1,6 @@
 """The records of metrics: one row in; a log line, TensorBoard's scalars and a line of metrics.jsonl out."""
 
+import contextlib
 import datetime
 import json
 import math
@@ -224,6 +225,18 @@ class MetricsFile:
             with files.atomic_write(self.path) as file:
                 file.write(self._text or "")
             self._is_flushed = True
+
+
+def read_rows(folder: str) -> list[dict[str, Any]]:
+    """Returns the rows of `folder`/metrics.jsonl, without incomplete ones; [] if there is no such file."""
+    path = os.path.join(folder, "metrics.jsonl")
+    if not files.exists(path):
+        return []
+    rows = []
+    for line in files.read_bytes(path).decode("utf-8", "replace").split("\n"):
+        with contextlib.suppress(ValueError):  # Of a killed process, or of one that is writing.
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _is_later(line: str, last_steps: Mapping[str, int]) -> bool:

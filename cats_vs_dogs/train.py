@@ -218,6 +218,7 @@ def run(job: Job) -> int | None:
     if is_stopped:
         log_stop(job.state.step)
         return stop.signal_number or signal.SIGTERM
+    evaluation.write_report()  # After the last checkpoint: whatever happens here, the model is saved.
     evaluation.log_best()
     if is_chief:
         log_next_commands(job.settings, job.shards.files)

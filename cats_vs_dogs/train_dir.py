@@ -37,17 +37,17 @@ _ENTRIES = (
     _Entry(r"best/(model_flags\.json|model\.ckpt-\d+\..*|metrics-\d+\.json)", "train", "kept"),
     _Entry(r"eval/events\.out\.tfevents\..*\.train", "train", "cut after the checkpoint's last evaluation"),
     _Entry(r"(best/)?eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
-    _Entry(r"(best/)?eval/(metrics-\d+\.json|bad_examples\.csv)", "eval, train", "kept"),
+    _Entry(r"(best/)?eval/(metrics-\d+\.json|bad_examples\.csv|report\.html)", "eval, train", "kept"),
     _Entry(r"(best/)?eval/ensemble-[0-9a-f]{8}", "eval", "kept"),
     _Entry(r"(best/)?export/step_\d+", "export_model, train", "kept"),
-    _Entry(r"(best/)?predictions\.csv(\.bad_examples\.csv)?", "inference", "kept"),
+    _Entry(r"(best/)?predictions\.csv(\.bad_examples\.csv|report\.html)?", "inference", "kept"),
     _Entry(r"(.*/)?\.write-test-\d+|.*\.\d+\.tmp.*", "all", "deleted if train.py wrote it"),
 )
 _FOLDERS = ("best", "best/eval", "best/export", "eval", "export", "plugins")
 # Temporary files of a training run that was killed. Other scripts may be writing theirs at this moment.
 _LEFTOVERS = re.compile(
     r"\.write-test-\d+|model\.ckpt-.*\.tmp.*|best/.*\.tmp.*|"
-    r"(checkpoint|[^/]*\.json|trained_on\.npy|metrics\.jsonl|bad_examples\.csv|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
+    r"(checkpoint|[^/]*\.json|trained_on\.npy|metrics\.jsonl|bad_examples\.csv|eval/report\.html|(eval/)?cut|export/step_\d+)\.\d+\.tmp"
 )
 # What a resumed run cannot change. With another seed it has another order of examples, but the same model.
 _FIXED = {field.name for field in dataclasses.fields(ModelSpec)} - {"seed"}
@@ -323,7 +323,7 @@ def make_record(
     patterns = {name: files.absolute_path(settings[name]) for name in ("train_data_pattern", "eval_data_pattern")}
     return {
         "flags": settings | patterns,
-        "versions": _versions(),
+        "versions": versions(),
         "seed": config.system.seed,
         "optimizer": _optimizer_of(config),
         "shards": {files.absolute_path(path): count for path, count in shards.items()},
@@ -333,7 +333,8 @@ def make_record(
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries on which results depend."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -422,7 +423,7 @@ def warn_of_other_graph(train_dir: str, graph_number: int) -> None:
     with contextlib.suppress(UserError):  # A damaged run.json does not keep a model from being used.
         _, run = find_run(train_dir)
     # Another version of a library may have other operations for the same.
-    if run.get("versions") == _versions() and run.get("calculation", graph_number) != graph_number:
+    if run.get("versions") == versions() and run.get("calculation", graph_number) != graph_number:
         logging.warning(
             "the model in %s is built with other operations or constants than in training, so its answers differ: its "
             "code has changed, or it depends on a file, an environment variable, hash(), or the order of a set; build "

@@ -8,8 +8,9 @@ from absl import logging
 from cats_vs_dogs import advice, checkpoints, train_dir
 from cats_vs_dogs.checkpoints import Progress
 from cats_vs_dogs.classifier import Classifier
-from cats_vs_dogs.evaluation import Evaluator
+from cats_vs_dogs.evaluation import Evaluation, Evaluator
 from cats_vs_dogs.event_files import EventFile
+from cats_vs_dogs.report import Report
 from cats_vs_dogs.training_log import TrainingLog
 
 
@@ -26,6 +27,7 @@ class TrainingEvaluation:
         log: gets a row of each evaluation, and the figures of each new best model.
         early_stop_evals: number of evaluations without a loss lower than the best that end training; 0: never.
         about_data: further metrics: what is evaluated on, and how many of its examples were trained on.
+        report: the page about the last evaluation; None: none is written.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class TrainingEvaluation:
         log: TrainingLog,
         early_stop_evals: int,
         about_data: dict[str, Any],
+        report: Report | None = None,
     ):
         self._eval_dir, self._best_dir = train_dir.eval_dir(folder), train_dir.best_dir(folder)
         self._events = EventFile(self._eval_dir, train_dir.EVALUATION_SUFFIX)
@@ -50,6 +53,8 @@ class TrainingEvaluation:
         self._early_stop_evals = early_stop_evals
         self._about_data = about_data
         self._best_metrics: dict[str, Any] | None = None  # Those of this process.
+        self._report = report
+        self._last: Evaluation | None = None
 
     @property
     def has_stopped_improving(self) -> bool:
@@ -75,6 +80,7 @@ class TrainingEvaluation:
         evaluation = self._evaluator.evaluate(step, self._events, should_stop)
         if evaluation is None:
             return
+        self._last = evaluation
         metrics, progress = evaluation.metrics | self._about_data, self._progress
         train_dir.write_metrics(self._eval_dir, step, metrics)
         self._log.rows.add("evaluation", metrics)
@@ -105,6 +111,11 @@ class TrainingEvaluation:
         if self._best_metrics:
             advice.log_recipes(self._best_metrics, self._best_dir)
 
+    def write_report(self) -> None:
+        """Writes the report of the last evaluation, if this process evaluated; the predictor has its weights."""
+        if self._report and self._last:
+            self._report.write(self._last, self._last.metrics | self._about_data)
+
 
 class NoEvaluation:
     """Takes the place of a TrainingEvaluation without data to evaluate on, and on all workers but the chief."""
@@ -119,4 +130,7 @@ class NoEvaluation:
         """Does nothing."""
 
     def log_best(self) -> None:
+        """Does nothing."""
+
+    def write_report(self) -> None:
         """Does nothing."""

@@ -16,6 +16,7 @@ from cats_vs_dogs import (
     files,
     frozen_features,
     readers,
+    report,
     train_dir,
     utils,
 )
@@ -239,8 +240,9 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         explain_errors = functools.partial(bad_examples.explain_read_errors, job.reader, job.eval_shards)
         return Evaluator(predictor, explain_errors=explain_errors)
 
+    folder = job.settings.train_dir
     return TrainingEvaluation(
-        job.settings.train_dir,
+        folder,
         make_evaluator,
         job.predictor,
         job.classifier,
@@ -248,4 +250,7 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         log,
         job.settings.periods.early_stop_evals,
         {"eval_data_pattern": job.record["flags"]["eval_data_pattern"], "trained_on": job.eval_trained_on},
+        report.Report(train_dir.eval_dir(folder), [folder], [job.predictor], job.reader, job.eval_shards)
+        if job.settings.report
+        else None,
     )

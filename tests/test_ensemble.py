@@ -71,6 +71,7 @@ def evaluate(tmp_path, monkeypatch):
             "bad_examples": "fail",
             "flip_average": False,
             "crop_average": False,
+            "report": False,
         }
         monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**flags | others))
         eval_script.main()

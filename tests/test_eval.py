@@ -68,8 +68,9 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
     checkpoints.save_best(classifier, train_dir, 7, {})
     path, pattern = tmp_path / "wrong.csv", write_shards(tmp_path / "shards", num_examples=24)
 
-    def evaluate(mistakes_file, flip_average, eval_data_pattern=pattern):
+    def evaluate(mistakes_file, flip_average, eval_data_pattern=pattern, has_report=False):
         names = {"train_dir": train_dir, "eval_data_pattern": eval_data_pattern, "mistakes_file": mistakes_file}
+        names["report"] = has_report
         others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
         monkeypatch.setattr(
             eval_script,
@@ -103,3 +104,8 @@ def test_the_files_of_an_evaluation(tmp_path, monkeypatch):
         assert (float(probability) > 0.5) != (label == "1")
     sizes = [abs(float(probability) - int(label)) for _, label, probability in wrong]
     assert all(size >= smaller - 1e-7 for size, smaller in itertools.pairwise(sizes))
+
+    report = tmp_path / "model" / "eval" / "report.html"
+    assert not report.exists()
+    evaluate("", False, has_report=True)
+    assert "24 photos" in report.read_text() and pattern in report.read_text()

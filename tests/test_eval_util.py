@@ -139,3 +139,10 @@ def test_what_is_no_probability_is_refused(value):
     eval_util.check_probabilities(column(0.0, 1.0), "AnyLoss")
     with pytest.raises(UserError, match="--label_loss=AnyLoss: its probability()"):
         eval_util.check_probabilities(column(0.5, value), "AnyLoss")
+
+
+def test_the_interval_of_a_share():
+    # By hand for 8 of 10: (0.8 + 0.19207 ± 1.95996 * sqrt(0.016 + 0.0096036)) / 1.38415.
+    np.testing.assert_allclose(eval_util.interval(8, 10), (0.4902, 0.9433), atol=1e-4)
+    np.testing.assert_allclose(eval_util.interval(10, 10), (0.7225, 1), atol=1e-4)
+    np.testing.assert_allclose(eval_util.interval(0, 10), (0, 0.2775), atol=1e-4)

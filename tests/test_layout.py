@@ -21,12 +21,12 @@ FLOORS = [
     | {"mean_average_precision_calculator", "user_files"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
-    {"convert_images_to_tfrecords", "readers", "summaries", "metrics_log", "plan"},
+    {"convert_images_to_tfrecords", "readers", "summaries", "metrics_log", "plan", "report_figures", "saliency"},
     {"classifier", "distribution", "open_reader", "photo_shards", "picture_files"},
     {"bad_examples"},
-    {"batch_pipeline", "frozen_features", "prediction", "train_dir", "trainer"},
+    {"batch_pipeline", "frozen_features", "prediction", "report_photos", "train_dir", "trainer"},
     {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
-    {"ensemble"},
+    {"ensemble", "report"},
     {
         "batch_predict",
         "convert_prediction_from_json_to_csv",

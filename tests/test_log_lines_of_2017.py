@@ -56,6 +56,7 @@ def test_lines_of_training_and_evaluation(tmp_path, monkeypatch, lines):
         "bad_examples": "fail",
         "flip_average": False,
         "crop_average": False,
+        "report": False,
     }
     monkeypatch.setattr(eval, "FLAGS", types.SimpleNamespace(**names))
     eval.main()

@@ -2,6 +2,7 @@
 
 import json
 
+from cats_vs_dogs import metrics_log
 from cats_vs_dogs.metrics_log import MetricsFile
 
 
@@ -47,3 +48,17 @@ def test_what_is_not_finite_is_null(tmp_path):
     (row,) = rows_in(tmp_path)
     assert row.pop("time") > 1.5e9
     assert row == {"kind": "training", "step": 1, "gradient_norm": None, "label_loss": 0.25}
+
+
+def test_rows_are_read_without_incomplete_ones(tmp_path):
+    assert metrics_log.read_rows(str(tmp_path)) == []
+    rows = MetricsFile(str(tmp_path))
+    rows.add("training", {"step": 1, "loss": float("nan"), "name": "\u2028"})
+    rows.add("evaluation", {"step": 2})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('7\n{"kind": "trai')
+    read = metrics_log.read_rows(str(tmp_path))
+    assert [{key: row[key] for key in row if key != "time"} for row in read] == [
+        {"kind": "training", "step": 1, "loss": None, "name": "\u2028"},
+        {"kind": "evaluation", "step": 2},
+    ]

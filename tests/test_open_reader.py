@@ -106,7 +106,7 @@ def test_one_reader_serves_all(tmp_path, monkeypatch, labelled, unlabelled):
         "crop_average": False,
     }
     others = {"model": None, "label_loss": None, "eval_data_pattern": eval_pattern, "run_once": True}
-    flags = types.SimpleNamespace(**common, **others, mistakes_file="")
+    flags = types.SimpleNamespace(**common, **others, mistakes_file="", report=False)
     monkeypatch.setattr(eval, "FLAGS", flags)
     eval.main()
     path = tmp_path / "model" / "eval" / f"metrics-{row['step']}.json"

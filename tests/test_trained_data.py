@@ -227,6 +227,7 @@ def test_training_and_eval_say_what_they_share(tmp_path, monkeypatch, caplog):
     def evaluate(pattern, train_dir="m"):
         caplog.clear()
         names = {"train_dir": str(tmp_path / train_dir), "eval_data_pattern": pattern, "mistakes_file": ""}
+        names["report"] = False
         others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
         monkeypatch.setattr(
             eval_script, "FLAGS", types.SimpleNamespace(**names, **others, flip_average=False, crop_average=False)

@@ -120,8 +120,11 @@ def test_the_package_holds_every_module(clone):
         packed = set(file.getnames())
     modules = {f"cats_vs_dogs-2.0.0/cats_vs_dogs/{path.name}" for path in (clone / "cats_vs_dogs").glob("*.py")}
     recipes = {f"cats_vs_dogs-2.0.0/cats_vs_dogs/recipes/{name}.flags" for name in flag_files.recipes()}
+    templates = {"cats_vs_dogs-2.0.0/cats_vs_dogs/templates/report.html"}
     assert len(modules) > 20 and recipes
-    assert modules | recipes | {"cats_vs_dogs-2.0.0/setup.py", "cats_vs_dogs-2.0.0/pyproject.toml"} <= packed
+    assert (
+        modules | recipes | templates | {"cats_vs_dogs-2.0.0/setup.py", "cats_vs_dogs-2.0.0/pyproject.toml"} <= packed
+    )
 
 
 def test_setup_needs_no_other_file(tmp_path):
