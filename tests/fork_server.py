@@ -136,4 +136,5 @@ if __name__ == "__main__":
     import_once()
     sys.argv = serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    # As in an interpreter, code of the script knows its full path; the kit shows log lines of its own folder only.
+    runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
