@@ -189,9 +189,8 @@ def test_messages_explained_are_those_that_users_see():
     code = "".join(path.read_text() for path in (REPOSITORY / "cats_vs_dogs").glob("*.py"))
     code = re.sub(r'"\n\s*f?"', "", code)  # Strings of several lines.
     quoted = []  # Per language.
-    for name, heading in (("README.en.md", "## When something goes wrong"), ("README.md", "## 문제가 생겼을 때")):
-        table = PAGES[name].partition(heading)[2].partition("## ")[0]
-        rows = re.findall(r"^\| (`.*?`) \|", table, re.M)
+    for name in ("docs/errors.en.md", "docs/errors.md"):
+        rows = re.findall(r"^\| (`.*?`) \|", PAGES[name], re.M)
         quoted.append([part for row in rows for part in re.findall("`(.*?)`", row)])
     assert quoted[0] == quoted[1] and len(quoted[0]) > 15
     for message in quoted[0]:
@@ -292,10 +291,12 @@ def test_every_command_works(run_script, clone, bucket):
         # Forks save the import of TensorFlow, which those scripts need too that import it late.
         run_script("", *arguments, command=[*forked_python(), f"cats_vs_dogs/{script}.py"], cwd=clone)
     assert sorted(ran) == SCRIPTS
-    for name in ("submission", "batch", "best"):
+    for name in ("submission", "predictions", "batch", "best"):
         rows = (clone / f"{name}.csv").read_text().splitlines()
-        assert rows[0] == "Id,Category" and len(rows) == 1 + NUM_TEST_PHOTOS
-    assert (clone / "submission.csv").read_text() == (clone / "batch.csv").read_text()
+        assert rows[0] == ("id,label" if name == "submission" else "Id,Category") and len(rows) == 1 + NUM_TEST_PHOTOS
+    # The first is of the model that was trained on shards, the second of the one that was trained on their photos.
+    assert (clone / "predictions.csv").read_text() == (clone / "batch.csv").read_text()
+    assert "</html>" in (clone / "tmp" / "photo_model" / "eval" / "report.html").read_text()
     assert (clone / "probabilities.csv").read_text().startswith("Id,Probability\n1.jpg,")
     assert (clone / "mistakes.csv").read_text().startswith("Id,Label,Probability\n")
     assert (clone / "tmp" / "cvd_data" / "train-00000-of-00001").read_bytes() == b"a shard"
