@@ -190,7 +190,7 @@ def main(words: Sequence[str] = ()) -> None:
     bad_examples_flag = FLAGS.bad_examples
     averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
     train_dirs = config.find_models(FLAGS.train_dir)
-    photo_sources.check_there(patterns, _FLAG)
+    photo_sources.check_there(words, _FLAG)
     if len(train_dirs) > 1 and not output_file:
         raise utils.UserError(
             f"--output_file: not given, and --train_dir names {len(train_dirs)} models; name the CSV file, such as "

@@ -132,5 +132,10 @@ class TrainingLog:
 
 
 def _gather(parts: list[tf.Tensor], weights: list[tf.Tensor]) -> np.ndarray:
-    """Returns the batch whose parts the devices have, without copies, whose weight is 0."""
-    return np.concatenate([part.numpy() for part, weight in zip(parts, weights, strict=True) if weight > 0])
+    """Returns the batch whose parts the devices of this worker have.
+
+    Parts with weight 0 are copies of examples that another device has. They are left out, unless this worker has no
+    other: the last batch of an epoch may be small.
+    """
+    own = [part for part, weight in zip(parts, weights, strict=True) if weight > 0]
+    return np.concatenate([part.numpy() for part in own or parts])

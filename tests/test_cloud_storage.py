@@ -89,6 +89,8 @@ def comparable(files, root):
     """What must be the same wherever it was written: names without times and processes, contents without paths."""
     kept = {}
     for name, data in files.items():
+        if name.endswith("report.html"):  # It shows the time and the command.
+            data = data[data.index(b"</main>") :] if b"</main>" in data else b"incomplete"
         if "events.out" in name or name.endswith(("run.json", "/", "fingerprint.pb", "saved_model.pb")):
             data = b""
         if name.endswith("metrics.jsonl"):
@@ -169,7 +171,7 @@ def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):
     asked = [re.findall(r"(?:data|model)%2F(\w+)", path) for _, path, _ in gcs.requests]
     counts = {name: sum(name in names for names in asked) for name in runs}
     first = counts.pop("first")
-    assert first < 75
+    assert first < 90  # The last of them list folders, to name what was written.
     assert {name: count - first for name, count in counts.items()} == {
         "longer": 0,
         "shards": 3 * 10,  # Its size, its lengths, its records.

@@ -240,7 +240,8 @@ def evaluate(monkeypatch, train_dir, pattern=""):
     """Returns the metrics that eval.py writes."""
     names = {"train_dir": str(train_dir), "eval_data_pattern": str(pattern), "mistakes_file": ""}
     others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
-    monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**names, **others, flip_average=False))
+    averages = {"flip_average": False, "crop_average": False, "report": False}
+    monkeypatch.setattr(eval_script, "FLAGS", types.SimpleNamespace(**names, **others, **averages))
     eval_script.main()
     (path,) = (train_dir / "eval").glob("metrics-10.json")
     return json.loads(path.read_text())

@@ -97,7 +97,8 @@ def write_report(folder, photos, num_wrong=3, model="ConvNetModel", members=1, a
     accumulated.accumulate(probabilities, labels, 0.25, ids)
     rows = [{"train_dir": f"/models/{EVIL}{i}", "step": 5, **accumulated.get()} for i in range(members)]
     images = np.zeros((1, 4, 4, 3), np.float32)
-    result = evaluation.Evaluation(7, False, accumulated, figures.Photos(), images, rows if members > 1 else ())
+    averages = {"flip_average": False, "crop_average": False}
+    result = evaluation.Evaluation(7, averages, accumulated, figures.Photos(), images, rows if members > 1 else ())
     specs = [config.ModelSpec(model, {}, "CrossEntropyLoss", {}, size, "area") for size in (32, 48)[:members]]
     writer = report.Report(
         str(folder / "eval"),
