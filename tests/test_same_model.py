@@ -1,7 +1,9 @@
 """One model, whichever way it is rebuilt: training's evaluation, eval.py, inference.py and the export agree."""
 
 import contextlib
+import itertools
 import json
+import math
 import random
 import shutil
 
@@ -215,13 +217,16 @@ def test_a_model_that_is_built_otherwise_than_in_training(tmp_path, shards, monk
     assert "model is built with other operations or constants than in training" in caplog.text
 
 
+COUNTER = itertools.count(1)
+
+
 class UnseededModel(models.BaseModel):
     """Draws what no seed reaches."""
 
     def create_model(self, model_input, is_new, how):
         drawn = {
             "a generator without a seed": lambda: np.random.default_rng().normal(size=3),
-            "a scalar": lambda: random.SystemRandom().random(),
+            "a scalar": lambda: math.pi * next(COUNTER),  # A random one may look typed, such as 0.12345.
             "a tensor": lambda: tf.random.Generator.from_non_deterministic_state().normal([3]),
             "an order": lambda: np.random.default_rng().permutation(64).reshape(1, 64)[:, :3] * np.ones((4, 1), int),
             "is_new": lambda: np.random.normal(size=4 if is_new else 3)[-3:],
