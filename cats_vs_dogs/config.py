@@ -21,6 +21,7 @@ from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
 AUGMENTATIONS = ("none", "flip", "flip_crop", "flip_crop_colour", "flip_crop_mix")
+AVERAGES = ("flip_average", "crop_average")  # Flags of eval.py and inference.py, and names in their metrics.
 SCHEDULES = ("exponential", "cosine", "constant")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 BAD_EXAMPLES = ("fail", "skip")

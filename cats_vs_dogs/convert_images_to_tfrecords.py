@@ -189,7 +189,7 @@ def find_photos(source: photo_sources.PhotoSource, images: str, flag: str, outco
         The photos, sorted by path.
 
     Raises:
-        UserError: if there is none, or its folders look like classes but are not named after them.
+        UserError: if there is no photo, or if folders of classes have other names than cat and dog.
     """
     keys, refused = photo_sources.list_photos(source)
     outcome.rows += [(path, "skipped", reason) for path, reason in refused]

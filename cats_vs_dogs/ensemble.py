@@ -51,7 +51,7 @@ def build(specs: Sequence[ModelSpec], cluster: Cluster, averages: dict[str, bool
     Args:
         specs: the models.
         cluster: the devices.
-        averages: "flip_average" and "crop_average", see `Classifier`.
+        averages: a bool for each of config.AVERAGES, see `Classifier`.
 
     Raises:
         UserError: see `Classifier`.

@@ -161,7 +161,7 @@ def main() -> None:
     """Evaluates what the flags name."""
     run_once, batch_size = FLAGS.run_once, FLAGS.batch_size
     mistakes_file, bad_examples_flag = FLAGS.mistakes_file, FLAGS.bad_examples
-    averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
+    averages = {name: getattr(FLAGS, name) for name in config.AVERAGES}
     eval_data_pattern, expected, has_report = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss), FLAGS.report
     train_dirs = config.find_models(FLAGS.train_dir)
     check_ensemble_flags(train_dirs, run_once, *expected)

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from cats_vs_dogs import eval_util, files, metrics_log, submission, summaries, terminal
+from cats_vs_dogs.config import AVERAGES
 from cats_vs_dogs.event_files import EventFile
 from cats_vs_dogs.figures import Photos
 from cats_vs_dogs.labels import CLASS_NAMES, NUM_CLASSES
@@ -91,8 +92,8 @@ class Evaluator:
 
     Args:
         predictor: predicts the labelled examples.
-        averages: whether it averages over several views of a picture: "flip_average" and "crop_average", see
-            `Classifier`. None: over none.
+        averages: whether it averages over several views of a picture: a bool for each of config.AVERAGES, see
+            `Classifier`. None: it does not.
         shows_batches: whether each batch is logged, or shown by a progress bar on a terminal, and a table will follow.
         explain_errors: a context for reading the examples, such as `bad_examples.explain_read_errors`.
     """
@@ -106,7 +107,7 @@ class Evaluator:
     ):
         self._explain_errors = explain_errors
         self._predictor = predictor
-        self._averages = averages or {"flip_average": False, "crop_average": False}
+        self._averages = averages or dict.fromkeys(AVERAGES, False)
         self._shows_batches = shows_batches
 
     def evaluate(

@@ -188,7 +188,7 @@ def main(words: Sequence[str] = ()) -> None:
     patterns, output_file = [*filter(None, [FLAGS.input_data_pattern]), *words], FLAGS.output_file
     submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag = FLAGS.bad_examples
-    averages = {"flip_average": FLAGS.flip_average, "crop_average": FLAGS.crop_average}
+    averages = {name: getattr(FLAGS, name) for name in config.AVERAGES}
     train_dirs = config.find_models(FLAGS.train_dir)
     photo_sources.check_there(words, _FLAG)
     if len(train_dirs) > 1 and not output_file:

@@ -29,6 +29,7 @@ from cats_vs_dogs import (
     utils,
 )
 from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.config import AVERAGES
 from cats_vs_dogs.evaluation import Evaluation
 from cats_vs_dogs.labels import CLASS_NAMES
 
@@ -37,7 +38,6 @@ TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates"
 _MOST_REMOTE = 20  # folders beside a train_dir on an object store; to look into one takes two requests
 _MOST_MODELS = 20  # in the table
 _SPACE = "\N{NO-BREAK SPACE}"
-_AVERAGES = ("flip_average", "crop_average")
 _COMPARED = ("avg_hit_at_one", "log_loss", "roc_auc", "ece")
 
 
@@ -228,7 +228,7 @@ def _row(name: str, its_metrics: dict[str, Any], metrics: dict[str, Any], is_thi
         notes.append(f"on other data: {pattern}" if pattern else "on data that are not known")
     if trained_on := its_metrics.get("trained_on"):
         notes.append(f"was trained on {trained_on:,} of these photos")
-    notes += [f"with {name}" for name in _AVERAGES if its_metrics.get(name)]
+    notes += [f"with {name}" for name in AVERAGES if its_metrics.get(name)]
     return {"name": name, "metrics": its_metrics, "notes": notes, "is_this": is_this}
 
 
@@ -283,7 +283,7 @@ def _learning_curves(folder: str, eval_dir: str, metrics: dict[str, Any]) -> lis
         others = metrics_log.read_rows(eval_dir)
         for row in [*rows, *others]:
             same_data = row.get("eval_data_pattern") == metrics["eval_data_pattern"]
-            same_views = all(bool(row.get(name)) == metrics[name] for name in _AVERAGES)
+            same_views = all(bool(row.get(name)) == metrics[name] for name in AVERAGES)
             if row.get("kind") == "evaluation" and same_data and same_views:
                 evaluations[row.get("step")] = row
     evaluations[metrics["step"]] = metrics

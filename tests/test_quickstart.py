@@ -97,7 +97,7 @@ def test_nbformat_finds_it_valid():
 
 
 def test_the_settings_can_be_set_by_other_programs():
-    """Papermill and the like put their values behind the cell with this tag."""
+    """Tools such as Papermill insert their values after the cell with this tag."""
     assert [cell["id"] for cell in CELLS if cell["metadata"]] == ["settings"]
     assert CELLS[[cell["id"] for cell in CELLS].index("settings")]["metadata"] == {"tags": ["parameters"]}
 
