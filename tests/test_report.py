@@ -218,7 +218,8 @@ def test_learning_curves_are_of_the_same_data(text):
 
 
 def test_a_model_without_convolutions_and_a_poor_one(tmp_path):
-    page = Page(write_report(tmp_path, small_photos(8), num_wrong=2, model="LogisticModel", about={"trained_on": None}))
+    folder = tmp_path / "train_dir"  # Beside tmp_path lie the models of other tests.
+    page = Page(write_report(folder, small_photos(8), num_wrong=2, model="LogisticModel", about={"trained_on": None}))
     assert "no convolution, so no map shows where it looked" in page.text
     assert "must be right for at least 90\xa0%" in page.text and "There is no record of the training" in page.text
     assert "whether the model was trained on some of them is not known" in page.text
