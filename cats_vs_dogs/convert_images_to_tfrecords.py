@@ -398,10 +398,10 @@ def _log_outcome(outcome: Outcome, output_dir: str, validation_percent: int) -> 
     """Logs what was written, warns of what looks wrong, and prints the next command."""
     for split, num_shards in outcome.shards.items():
         counts = {name: outcome.written[split, label] for label, name in enumerate(labels.CLASS_NAMES)}
-        photos = [f"{count} {name}s" for name, count in counts.items()] if any(counts.values()) else []
+        photos = [labels.counted(count, name) for name, count in counts.items()] if any(counts.values()) else []
         unlabelled = outcome.written[split, None]
-        photos += [f"{unlabelled} photos without a label"] if unlabelled else []
-        logging.info("%s: %s in %d files", split, ", ".join(photos), num_shards)
+        photos += [f"{labels.counted(unlabelled, 'photo')} without a label"] if unlabelled else []
+        logging.info("%s: %s in %s", split, ", ".join(photos), labels.counted(num_shards, "file"))
         for name, count in counts.items():
             if split == "train" and not count:
                 logging.warning("train: no %s at all; a model learns nothing from one class", name)

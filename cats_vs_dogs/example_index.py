@@ -223,7 +223,7 @@ def warn_of_unequal_classes(index: ExampleIndex, loss_params: Mapping[str, Any])
     if ratio < MAX_RATIO or "class_weights" in loss_params:
         return
     weights = [round(largest / counts[label], 1) for label in range(labels.NUM_CLASSES)]
-    shown = ", ".join(f"{count:,} {labels.CLASS_NAMES[label]}s" for label, count in counts.items())
+    shown = ", ".join(labels.counted(count, labels.CLASS_NAMES[label]) for label, count in counts.items())
     logging.warning(
         "the classes are very unequal: %s; the model may call everything a %s; give the rare class more weight, in a "
         "new model: --loss_params='%s'",

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 from cats_vs_dogs import config, files, photo_sources, submission, terminal, user_files, utils
-from cats_vs_dogs.labels import CLASS_NAMES, is_dog
+from cats_vs_dogs.labels import CLASS_NAMES, counted, is_dog
 from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def answers(first: Sequence[tuple[str, float]], writer: submission.Writer, csv_p
     if rows and len(rows) < writer.num_rows:
         lines.append(f"... and {writer.num_rows - len(rows):,} more in {csv_path}")
     if writer.num_rows > 1 or not rows:
-        lines.append(f"{writer.num_rows:,} photos: {writer.num_cats:,} cats, {writer.num_dogs:,} dogs")
+        counts = f"{counted(writer.num_cats, 'cat')}, {counted(writer.num_dogs, 'dog')}"
+        lines.append(f"{counted(writer.num_rows, 'photo')}: {counts}")
     return lines
 
 

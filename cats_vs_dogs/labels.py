@@ -18,3 +18,8 @@ def is_dog(probability: Any) -> Any:
         A bool, or an array of them of the same shape.
     """
     return probability > 0.5
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns such as "1 cat" or "2,000 cats"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

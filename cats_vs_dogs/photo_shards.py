@@ -199,7 +199,11 @@ def _read_about(folder: str) -> dict[str, dict]:
 def _log(pattern: str, shards: PhotoShards, bad: dict[str, int], is_new: bool) -> None:
     shown = []
     for split, counts in shards.counts.items():
-        parts = [f"{count:,} {name if name == _UNLABELLED else f'{name}s'}" for name, count in counts.items() if count]
+        parts = [
+            f"{count:,} {name}" if name == _UNLABELLED else labels.counted(count, name)
+            for name, count in counts.items()
+            if count
+        ]
         shown.append(f"{split}: {', '.join(parts)}")
     made = "made" if is_new else "from an earlier run"
     logging.info("Photos of %s: %s. Shards %s, in %s", pattern, "; ".join(shown), made, shards.folder)

@@ -287,7 +287,7 @@ def test_the_script(run_script, fails_in_one_line, tmp_path):
     source = write_zip(tmp_path / "in.zip", KAGGLE | {"train/dog.1.jpg": JPEG[:-50]})
     arguments = (f"--images={source}", f"--output_dir={tmp_path}/out", "--validation_percent=0")
     process = run_script("convert_images_to_tfrecords", *arguments)
-    assert "train: 2 cats, 1 dogs in 1 files" in process.stderr
+    assert "train: 2 cats, 1 dog in 1 file\n" in process.stderr
     assert "0 re-encoded, 1 skipped" in process.stderr
     assert f"/train.py --train_data_pattern='{tmp_path}/out/train-*' --train_dir=" in process.stderr
     assert "Premature end" not in process.stderr

@@ -123,7 +123,7 @@ def test_a_class_whose_records_are_all_bad_is_missing(tmp_path):
         (
             [0] + [1] * 50,
             {"b": 2},
-            """1 cats, 50 dogs; .* a dog; .*--loss_params='{"b": 2, "class_weights": [50.0, 1.0]}'""",
+            """1 cat, 50 dogs; .* a dog; .*--loss_params='{"b": 2, "class_weights": [50.0, 1.0]}'""",
         ),
         ([0] * 39 + [1] * 2, {}, None),
         ([0] * 40 + [1] * 2, {"class_weights": [1, 9]}, None),

@@ -334,6 +334,6 @@ def test_two_trainings_at_once_and_the_whole_way(run_script, tmp_path):
     lines = process.stdout.splitlines()
     assert lines[-2].startswith("... and ") and lines[-1].startswith("41 photos: ")
     process = run_script("inference", "--train_dir=a", cwd=tmp_path, env=env)
-    assert "1 photos: " in process.stdout and (tmp_path / "a" / "predictions.csv").read_text().startswith(
+    assert "1 photo: " in process.stdout and (tmp_path / "a" / "predictions.csv").read_text().startswith(
         "Id,Category\n7.jpg,"
     )

@@ -73,7 +73,7 @@ def test_labelled_test_photos_keep_their_labels(convert, tmp_path, make, caplog)
     out = convert(make(tmp_path / "in.zip", files))
     assert {name: label for name, (label, _) in read_shards(out, "train").items()} == {"1.jpg": 0, "2.jpg": 1}
     assert {name: label for name, (label, _) in read_shards(out, "test").items()} == {"3.jpg": 0, "4.jpg": None}
-    assert "test: 1 cats, 0 dogs, 1 photos without a label in 1 files" in caplog.text
+    assert "test: 1 cat, 0 dogs, 1 photo without a label in 1 file" in caplog.text
 
 
 def test_a_validation_folder_without_a_training_folder_is_said(caplog):
