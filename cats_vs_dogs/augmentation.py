@@ -56,20 +56,19 @@ class SizeSchedule:
         sizes, ends = zip(*self.stages(), strict=True)
         return tf.constant(sizes)[tf.reduce_sum(tf.cast(step >= tf.constant(ends[:-1], tf.int64), tf.int32))]
 
-    def steps_left(self, step: int) -> float:
-        """Returns the remaining work in steps of the current size, to estimate the time left.
+    def work_left(self, step: int) -> float:
+        """Returns the remaining work in steps of the last size, to estimate the time left.
 
         The time of a step is taken to be proportional to its number of pixels.
 
         Args:
-            step: the number of completed steps, at least 1.
+            step: the number of completed steps.
         """
-        pixels, start, remaining_sizes = 0, 0, []
+        pixels, start = 0, 0
         for size, end in self.stages():
             pixels += size**2 * max(0, end - max(step, start))
-            remaining_sizes += [size] if step <= end else []
             start = end
-        return pixels / remaining_sizes[0] ** 2
+        return pixels / self.last_size**2
 
     def __str__(self) -> str:
         *before, (last_size, _) = self.stages()

@@ -239,6 +239,7 @@ def loop(job: Job, tools: Tools) -> bool:
     has_steps = not is_done and not is_stopped
     if has_steps:
         logging.info("Entering training loop.")
+        tools.log.wait()
     while not is_done and not is_stopped:
         tools.profiler.update(step)
         tools.saver.is_due()  # If so, the steps are interrupted after the first.

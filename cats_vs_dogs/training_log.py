@@ -16,6 +16,7 @@ from cats_vs_dogs.plan import Plan
 from cats_vs_dogs.trainer import SUMS, StepOutputs, Trainer
 
 _NUM_PHOTOS = 16
+_WEIGHT_OF_LAST_LINE = 0.2  # In the mean time of a step, which the time left is estimated from.
 
 
 class TrainingLog:
@@ -47,11 +48,17 @@ class TrainingLog:
         self._plan = plan
         self._sizes = sizes
         self._last_clock = (0, 0.0, 0.0)
+        self._seconds_of_work: float | None = None  # Mean time of a step, of one at the last size if they grow.
         self._line = terminal.RedrawnLine()
 
     def start(self, record: dict) -> None:
         """Writes the settings of a new run."""
         summaries.write_run(self._events, record, WITHOUT_EFFECT)
+
+    def wait(self) -> None:
+        """Says on a terminal that the first step takes longer; its line takes the place of this one."""
+        if self._line.is_shown:
+            self._line.show(["TensorFlow builds the graph of a step; the first one takes longer ..."])
 
     def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
         """Logs a step, and at the first logged step also some of its pictures.
@@ -89,8 +96,7 @@ class TrainingLog:
             "examples_per_second": num_examples / seconds,
             "waiting_for_data": waiting / seconds,
         }
-        steps_left = self._sizes.steps_left(step) if self._sizes else self._plan.total_steps - step
-        time_left = datetime.timedelta(seconds=round(steps_left * seconds / max(1, timed_steps)))
+        time_left = self._estimate_time_left(step, timed_steps, seconds)
         total_steps = self._plan.total_steps
         about_run = {"last_epoch": self._plan.epoch_of(total_steps), "percent": 100 * step // total_steps}
         if self._line.is_shown:
@@ -104,6 +110,18 @@ class TrainingLog:
             images = _gather([part[:_NUM_PHOTOS] for part in outputs.images], outputs.weights)[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
+
+    def _estimate_time_left(self, step: int, timed_steps: int, seconds: float) -> datetime.timedelta:
+        """Returns the time until training ends, from the mean time of its steps, in which the latest count most."""
+        work_left, work_before = (
+            self._sizes.work_left(one) if self._sizes else self._plan.total_steps - one
+            for one in (step, step - timed_steps)
+        )
+        if timed_steps:
+            latest = seconds / (work_before - work_left)
+            mean = latest if self._seconds_of_work is None else self._seconds_of_work
+            self._seconds_of_work = mean + _WEIGHT_OF_LAST_LINE * (latest - mean)
+        return datetime.timedelta(seconds=round(work_left * (self._seconds_of_work or 0.0)))
 
     def log_best(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the scalars of a new best model.

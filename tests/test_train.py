@@ -185,14 +185,14 @@ def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     weights = [tf.constant(1.0), tf.constant(0.0)]
     outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 9.9, 9.9, [], *columns, weights, sums)
     log.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
-    # The clock did not tick; of two steps each takes as long as lately.
+    # The clock did not tick; in the mean time of a step, the older one counts four times as much.
     log.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
     first, second = caplog.messages
     assert first == (
         "training step 20 | Loss: 0.84 Examples/sec: 100.00 | Hit@1: 0.50 PERR: 0.50 GAP: 0.83 | "
         "Epoch: 2/90 (2%) LR: 0.001 | 0:14:40 left | Waiting for data: 25%"
     )
-    assert "| Epoch: 3/90 (2%) LR: 0.000952 | 0:00:00 left | Waiting for data: 0%" in second
+    assert "| Epoch: 3/90 (2%) LR: 0.000952 | 0:11:43 left | Waiting for data: 0%" in second
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert {**row, "time": 0, "learning_rate": round(row["learning_rate"], 9), "gap": round(row["gap"], 2)} == {
         "kind": "training",
