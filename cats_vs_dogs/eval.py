@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, user_files, utils
+from cats_vs_dogs import config, files, photo_sources, user_files, utils
 from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.utils import find_class_by_name  # noqa: F401 - It was here in 2017.
 
@@ -165,6 +165,9 @@ def main() -> None:
     eval_data_pattern, expected, has_report = FLAGS.eval_data_pattern, (FLAGS.model, FLAGS.label_loss), FLAGS.report
     train_dirs = config.find_models(FLAGS.train_dir)
     check_ensemble_flags(train_dirs, run_once, *expected)
+    if mistakes_file:
+        files.check_output_file(mistakes_file, "mistakes_file")
+    photo_sources.check_there(eval_data_pattern, "eval_data_pattern")
     utils.import_tensorflow()
     user_files.import_all()
     import tensorflow as tf
@@ -190,8 +193,6 @@ def main() -> None:
     if run_once:
         for one in train_dirs:
             checkpoints.require_checkpoint(one)  # Before the data is read.
-    if mistakes_file:
-        files.check_output_file(mistakes_file, "mistakes_file")
 
     is_ensemble = len(train_dirs) > 1
     eval_dir = train_dir.ensemble_dir(train_dirs) if is_ensemble else train_dir.eval_dir(train_dirs[0])

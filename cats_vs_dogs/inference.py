@@ -191,7 +191,8 @@ def main(words: Sequence[str] = ()) -> None:
     bad_examples_flag = FLAGS.bad_examples
     averages = {name: getattr(FLAGS, name) for name in config.AVERAGES}
     train_dirs = config.find_models(FLAGS.train_dir)
-    photo_sources.check_there(words, _FLAG)
+    for pattern in patterns:
+        photo_sources.check_there(pattern, _FLAG)
     if len(train_dirs) > 1 and not output_file:
         raise utils.UserError(
             f"--output_file: not given, and --train_dir names {len(train_dirs)} models; name the CSV file, such as "

@@ -319,15 +319,19 @@ def is_zip(path: str) -> bool:
     return path.lower().endswith(".zip") and not os.path.isdir(path)
 
 
-def check_there(patterns: Sequence[str], flag: str) -> None:
-    """Checks, before TensorFlow is imported, that patterns on this machine name something; see `find_places`.
+def check_there(pattern: str, flag: str) -> None:
+    """Checks, before TensorFlow is imported, that a pattern on this machine names something; see `find_places`.
+
+    Args:
+        pattern: the value of the flag; "" names nothing by intent.
+        flag: its name, for messages.
 
     Raises:
-        UserError: if one does not.
+        UserError: if it does not.
     """
-    for pattern in [part for one in patterns for part in split_list(one, flag)]:
-        if not is_remote(pattern) and not os.path.isdir(pattern):
-            files.list_files(pattern, flag)
+    for one in split_list(pattern, flag) if pattern else []:
+        if not is_remote(one) and not os.path.isdir(one):
+            files.list_files(one, flag)
 
 
 def find_places(patterns: Sequence[str], flag: str) -> list[str] | None:

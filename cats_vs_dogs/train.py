@@ -15,10 +15,15 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
 
     cats_vs_dogs.forget_edited()
 
-from cats_vs_dogs import config, user_files, utils
+from absl import flags
+
+from cats_vs_dogs import config, photo_sources, user_files, utils
 
 if __name__ == "__main__":
     utils.read_flags(config.define_flags)  # Wrong flags are reported before TensorFlow is imported.
+    with utils.exit_on_user_error():
+        for flag in ("train_data_pattern", "eval_data_pattern"):  # So are photos and shards that are not there.
+            photo_sources.check_there(flags.FLAGS[flag].value, flag)
     utils.import_tensorflow()
     with utils.exit_on_user_error():
         user_files.import_all()  # A mistake in them is reported in one line.
@@ -33,12 +38,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import flags, logging
+from absl import logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
 from cats_vs_dogs import bad_examples, checkpoints, distribution, files, flag_files, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
-from cats_vs_dogs.config import Config, SystemConfig
+from cats_vs_dogs.config import AVERAGES, Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job, look
@@ -359,24 +364,27 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
         shards: paths of the training shards.
     """
     folder, data = settings.train_dir, settings.data
+    # Who learned from mirror images or crops answers better about several of them.
+    averages = [name for name in AVERAGES if name.removesuffix("_average") in data.augment]
     best = train_dir.best_dir(folder)
     model_dir = best if checkpoints.newest_checkpoint(best) else folder
-    evaluated = {"eval_data_pattern": data.eval_data_pattern} if data.eval_data_pattern else {}
     is_sample_set = not data.train_data_pattern
     splits = {"validation", "test"} if is_sample_set else splits_beside(shards)
-    can_evaluate, can_predict = evaluated or "validation" in splits, "test" in splits
+    can_evaluate, can_predict = data.eval_data_pattern or "validation" in splits, "test" in splits
+    predict = utils.command("inference.py", *averages, train_dir=model_dir)
     logging.info("Done training. The model is in %s: %s.", folder, train_dir.describe(folder))
     logging.info("What to type next:")
     if can_evaluate:
-        logging.info("  %s", utils.command("eval.py", "run_once", **evaluated, train_dir=model_dir))
+        logging.info("  %s", utils.command("eval.py", "run_once", *averages, train_dir=model_dir))
     if can_predict:
-        logging.info("  %s", utils.command("inference.py", train_dir=model_dir))
+        logging.info("  %s", predict)
     logging.info("  %s --logdir=%s", utils.tensorboard_command(), shlex.quote(folder))
     logging.info("  then open %s, which shows the curves as they are, not smoothed", utils.TENSORBOARD_ADDRESS)
     if not can_evaluate:
         logging.info("To evaluate the model, give eval.py labelled shards or photos that it was not trained on.")
     if not can_predict:
-        logging.info("To predict your own photos, name them after inference.py: photo.jpg, a folder or a .zip file.")
+        logging.info("To predict photos, name them (photo.jpg, a folder or a .zip file) after this command:")
+        logging.info("  %s", predict)
     if model_dir == best:
         logging.info("--train_dir=%s is the best model; the last one is in %s.", shlex.quote(best), shlex.quote(folder))
 

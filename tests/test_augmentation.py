@@ -136,7 +136,14 @@ def test_a_size_schedule_by_hand():
     assert str(schedule) == "64 pixels until step 400, 96 pixels until step 600, then 128"
     steps = {0: 64, 399: 64, 400: 96, 599: 96, 600: 128, 699: 128, 700: 128}
     assert {step: int(schedule.size_at(tf.constant(step, tf.int64))) for step in steps} == steps
-    expected = {0: 100 + 112.5 + 100, 1: 99.75 + 112.5 + 100, 400: 112.5 + 100, 401: 199 * 9 / 16 + 100, 650: 50, 700: 0}
+    expected = {
+        0: 100 + 112.5 + 100,
+        1: 99.75 + 112.5 + 100,
+        400: 112.5 + 100,
+        401: 199 * 9 / 16 + 100,
+        650: 50,
+        700: 0,
+    }
     assert {step: schedule.work_left(step) for step in expected} == pytest.approx(expected)
     assert augmentation.SizeSchedule(32, 80, total_steps=7).stages() == [(32, 4), (64, 6), (80, 7)]
 

@@ -448,7 +448,7 @@ def test_going_on_with_other_data_is_said(run_script, shards, trained, tmp_path)
     said = run_script("train", f"--train_data_pattern={other}", f"--train_dir={train_dir}", "--seed=3").stderr
     changes = "other shards, batch_size=16 (now 512), seed=0 (now 3); it resumes from its step"
     assert f"WARNING: the model in {train_dir} was trained with {changes}" in said
-    assert "To predict your own photos, name them after inference.py: photo.jpg, a folder or" in said
+    assert "To predict photos, name them (photo.jpg, a folder or a .zip file) after this command:" in said
 
 
 def test_help_is_no_error(run_script):

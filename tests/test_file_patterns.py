@@ -111,6 +111,9 @@ def test_all_files_of_the_root_folder_are_not_asked_for_by_mistake():
         ("rec/1.jpg rec/1.jpg", "is a list, and only one path or pattern is read"),
         ("rec/1.jpg,no.jpg", "matches no file (looked for in "),
         ("rec1", "is a folder; write --x='rec1/*'"),
+        ("rce/1.jpg", "; did you mean rec/1.jpg?"),
+        ("rec/a/2.jgp", "; did you mean rec/a/2.jpg?"),
+        ("rce/*.jpg", "; did you mean 'rec/*.jpg'?"),
     ],
 )
 def test_what_is_said_of_a_wrong_pattern(tree, pattern, said):

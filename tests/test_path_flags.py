@@ -182,7 +182,8 @@ def test_what_is_printed_where_data_is_missing(run_script, tmp_path):
     pattern = write_shards(tmp_path / "shards")
     said = run_script("train", f"--train_data_pattern={pattern}", f"--train_dir={tmp_path}/m", "--num_epochs=1").stderr
     said = said.partition("What to type next:")[2]
-    assert "eval.py --" not in said and "inference.py --" not in said and "..." not in said
+    assert "eval.py --" not in said and "..." not in said
+    assert re.search(rf"after this command:\n  .*inference.py --train_dir={tmp_path}/m\n", said)
     assert "tensorboard" in said and "To evaluate the model, give eval.py labelled shards" in said
 
 
