@@ -44,6 +44,10 @@ class ModelExporter:
     `image_id`, string [batch]; `class_indexes`, int32 [batch, 2], always 0 (cat) and 1 (dog); `predictions`, float32
     [batch, 2], the probabilities of these classes.
 
+    The signature "image_bytes" takes `image_bytes`, string [batch], JPEG and PNG files. It returns the same, with ""
+    as `image_id`, and `problem`, string [batch], why a picture cannot be read: its predictions are then NaN. "" if it
+    can.
+
     Args:
         classifier: what to export, with the weights it has when `export_model` is called.
     """
@@ -51,6 +55,7 @@ class ModelExporter:
     def __init__(self, classifier: "Classifier"):
         import tensorflow as tf
 
+        from cats_vs_dogs import image_bytes, readers
         from cats_vs_dogs.open_reader import open_reader
 
         spec = classifier.spec
@@ -58,17 +63,25 @@ class ModelExporter:
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="example_bytes")])
         def predict(example_bytes):
+            if type(reader) is readers.CatsVsDogsTestFeatureReader:  # A reader of your own may take other records.
+                example_bytes = image_bytes.require_records(example_bytes)
             ids, images = reader.prepare_serialized_examples(example_bytes)
-            dog = classifier.probability(images)
+            return outputs(ids, classifier.probability(images))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+        def predict_files(files):
+            images, problems = image_bytes.read_pictures(reader, files)
+            dog = tf.where(problems[:, tf.newaxis] == b"", classifier.probability(images), float("nan"))
+            return outputs(tf.zeros_like(files), dog) | {"problem": problems}
+
+        def outputs(ids, dog):
             class_indexes = tf.tile(tf.range(NUM_CLASSES)[tf.newaxis], [tf.shape(dog)[0], 1])
-            return {
-                "image_id": ids,
-                "class_indexes": class_indexes,
-                "predictions": tf.concat([1.0 - dog, dog], axis=1),
-            }
+            predictions = tf.concat([1.0 - dog, dog], axis=1)
+            return {"image_id": ids, "class_indexes": class_indexes, "predictions": predictions}
 
         self._module = tf.Module()
         self._module.predict = predict
+        self._module.predict_files = predict_files
         variables = classifier.model.weights + classifier.model.seed_states
         self._module.tracked = [variable.value for variable in variables]
 
@@ -82,7 +95,7 @@ class ModelExporter:
 
         check_replaceable(model_dir)
         target = model_dir.rstrip("/")
-        signatures = {"serving_default": self._module.predict}
+        signatures = {"serving_default": self._module.predict, "image_bytes": self._module.predict_files}
         if files.is_remote(model_dir):
             with tempfile.TemporaryDirectory() as folder:
                 tf.saved_model.save(self._module, folder, signatures=signatures)
