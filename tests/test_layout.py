@@ -24,7 +24,7 @@ FLOORS = [
     {"convert_images_to_tfrecords", "readers", "summaries", "metrics_log", "plan", "report_figures", "saliency"},
     {"classifier", "distribution", "image_bytes", "open_reader", "photo_shards", "picture_files"},
     {"bad_examples"},
-    {"batch_pipeline", "frozen_features", "prediction", "report_photos", "train_dir", "trainer"},
+    {"batch_pipeline", "frozen_features", "pixel_models", "prediction", "report_photos", "train_dir", "trainer"},
     {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
     {"ensemble", "report"},
     {
@@ -96,7 +96,7 @@ WRONG_VALUES = {
     "train": ["--model=Logistc", "--label_loss=Hinge", "--optimizer=Adm", "--model_params={", "--first_image_size=64"],
     "eval": ["--train_dir=/nowhere"],
     "inference": ["--train_dir=/nowhere", "--output_column=x"],
-    "export_model": ["--train_dir=/nowhere"],
+    "export_model": ["--train_dir=/nowhere", "--eval_data_pattern=x", "--format=tflite"],
 }
 
 
