@@ -28,6 +28,8 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
         "beam": ["apache-beam>=2.77"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"],
+        "onnx": ["tf2onnx>=1.17", "onnxruntime"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"]
+        + ["ai-edge-litert", "tf2onnx>=1.17", "onnxruntime"],
     },
 )

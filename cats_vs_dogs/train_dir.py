@@ -39,7 +39,7 @@ _ENTRIES = (
     _Entry(r"(best/)?eval/(metrics\.jsonl|events\.out\.tfevents\..*)", "eval", "kept"),
     _Entry(r"(best/)?eval/(metrics-\d+\.json|bad_examples\.csv|report\.html)", "eval, train", "kept"),
     _Entry(r"(best/)?eval/ensemble-[0-9a-f]{8}", "eval", "kept"),
-    _Entry(r"(best/)?export/step_\d+", "export_model, train", "kept"),
+    _Entry(r"(best/)?export/step_\d+(_litert|_onnx)?", "export_model, train", "kept"),
     _Entry(r"(best/)?predictions\.csv(\.bad_examples\.csv|report\.html)?", "inference", "kept"),
     _Entry(r"(.*/)?\.write-test-\d+|.*\.\d+\.tmp.*", "all", "deleted if train.py wrote it"),
 )
@@ -69,9 +69,10 @@ def best_dir(train_dir: str) -> str:
     return os.path.join(train_dir, "best")
 
 
-def export_dir(train_dir: str, step: int) -> str:
-    """Returns the folder of a step's export."""
-    return os.path.join(train_dir, "export", f"step_{step}")
+def export_dir(train_dir: str, step: int, model_format: str = "saved_model") -> str:
+    """Returns the folder of a step's export in a format of export_model.py."""
+    suffix = "" if model_format == "saved_model" else f"_{model_format}"
+    return os.path.join(train_dir, "export", f"step_{step}{suffix}")
 
 
 def write_metrics(folder: str, step: int, metrics: dict[str, Any]) -> str:

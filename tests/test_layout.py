@@ -22,9 +22,9 @@ FLOORS = [
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
     {"convert_images_to_tfrecords", "readers", "summaries", "metrics_log", "plan", "report_figures", "saliency"},
-    {"classifier", "distribution", "open_reader", "photo_shards", "picture_files"},
+    {"classifier", "distribution", "image_bytes", "open_reader", "photo_shards", "picture_files"},
     {"bad_examples"},
-    {"batch_pipeline", "frozen_features", "prediction", "report_photos", "train_dir", "trainer"},
+    {"batch_pipeline", "frozen_features", "pixel_models", "prediction", "report_photos", "train_dir", "trainer"},
     {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},
     {"ensemble", "report"},
     {
@@ -96,7 +96,7 @@ WRONG_VALUES = {
     "train": ["--model=Logistc", "--label_loss=Hinge", "--optimizer=Adm", "--model_params={", "--first_image_size=64"],
     "eval": ["--train_dir=/nowhere"],
     "inference": ["--train_dir=/nowhere", "--output_column=x"],
-    "export_model": ["--train_dir=/nowhere"],
+    "export_model": ["--train_dir=/nowhere", "--eval_data_pattern=x", "--format=tflite"],
 }
 
 

@@ -220,7 +220,7 @@ def clone(tmp_path_factory):
     """A clone whose user has added the code of the pages to cvd_models.py and losses.py, and has data at hand."""
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs", ignore=shutil.ignore_patterns("__pycache__"))
-    for code in (code for text in ENGLISH.values() for code in blocks(text, "python")):
+    for code in (code for text in ENGLISH.values() for code in blocks(text, "python") if "class " in code):
         module = "losses" if "BaseLoss" in code else "cvd_models"
         with open(clone / "cats_vs_dogs" / f"{module}.py", "a", encoding="utf-8") as file:
             file.write(f"\n\n{code}")
