@@ -28,6 +28,8 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
         "beam": ["apache-beam>=2.77"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"],
+        "dask": ["apache-beam>=2.77", "dask[distributed]>=2024.4.2"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"]
+        + ["dask[distributed]>=2024.4.2"],
     },
 )

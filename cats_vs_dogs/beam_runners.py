@@ -1,0 +1,203 @@
+"""Beam's runners: Dask's by its short name, a look at its cluster before a job, and failures of all in one line."""
+
+import contextlib
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import logging
+
+from cats_vs_dogs import files, utils
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+_DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
+
+# How long a job goes on without any Dask worker, seconds. A cluster may start its workers after the job.
+_PATIENCE = 300
+
+# How often it is checked whether there are workers, seconds.
+_POLL = 5
+
+
+def import_dask(beam_flags: Sequence[str]) -> None:
+    """Imports Dask's runner if flags name it, so that Beam knows its flags.
+
+    Raises:
+        UserError: if Dask is not installed.
+    """
+    if not any("dask" in flag.lower() for flag in beam_flags):
+        return
+    try:
+        import distributed  # noqa: F401
+        from apache_beam.runners.dask import dask_runner  # noqa: F401
+    except ImportError as error:
+        raise utils.UserError(f"Dask cannot be imported ({error}); pip install -e '.[dask]'") from error
+
+
+def name_of(options: "PipelineOptions") -> str:
+    """Returns the runner's name without its module, in lower case and without "runner": direct, dask, flink."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    name = options.view_as(StandardOptions).runner or "direct"
+    return name.rpartition(".")[2].lower().removesuffix("runner")
+
+
+def prepare(options: "PipelineOptions", num_parts: int, paths: Sequence[str]) -> None:
+    """Prepares a Dask job: sets the runner's whole name and one partition a part, and looks at the cluster.
+
+    The options of other runners are left as they are.
+
+    Args:
+        options: Beam's options, which are changed.
+        num_parts: number of elements that the pipeline begins with.
+        paths: files and folders that every worker must see.
+
+    Raises:
+        UserError: if the cluster cannot run the job.
+    """
+    if name_of(options) != "dask":
+        return
+    from apache_beam.options.pipeline_options import StandardOptions
+    from apache_beam.runners.dask.dask_runner import DaskOptions
+
+    options.view_as(StandardOptions).runner = _DASK
+    dask = options.view_as(DaskOptions)
+    if not dask.npartitions and not dask.partition_size:  # Dask would put 128 parts into one, for one worker.
+        dask.npartitions = num_parts
+    if dask.address or dask.scheduler_file:  # Otherwise Dask starts workers on this machine.
+        _check_cluster(dask, paths)
+
+
+def _check_cluster(dask: Any, paths: Sequence[str]) -> None:
+    """Raises a UserError unless a Dask cluster answers, has a worker, the kit and the files."""
+    import distributed
+
+    flag = f"--dask_client_address={dask.address}" if dask.address else f"--dask_scheduler_file={dask.scheduler_file}"
+    settings = {"timeout": dask.timeout} if dask.timeout else {}
+    try:
+        client = distributed.Client(dask.address, scheduler_file=dask.scheduler_file, set_as_default=False, **settings)
+    except (OSError, ValueError, distributed.TimeoutError) as error:
+        raise utils.UserError(
+            f"{flag}: no Dask scheduler answers there ({_in_short(error)}); start one in the kit's environment with "
+            "dask scheduler, and give the address that it shows"
+        ) from error
+    with client:
+        address = client.scheduler.address
+        if not client.scheduler_info()["workers"]:
+            logging.info("waiting for a Dask worker; to start one in the kit's environment: dask worker %s", address)
+            try:
+                client.wait_for_workers(1, timeout=_PATIENCE)
+            except distributed.TimeoutError as error:
+                raise utils.UserError(_no_workers(address)) from error
+        places = {"the Dask scheduler": client.run_on_scheduler(_lack())}
+        workers = client.run(_lack(paths), on_error="return")
+        places |= {f"the Dask worker {worker}": lack for worker, lack in workers.items()}
+    for place, lack in places.items():
+        if lack:
+            raise utils.UserError(
+                f"{place} {lack}; start the scheduler and all workers with the same versions as here, in an "
+                "environment with the kit (pip install -e '.[dask]'), and give paths that all machines share"
+            )
+
+
+def _lack(paths: Sequence[str] = ()) -> Any:
+    """Returns a function that says what a process of the cluster lacks, "" if nothing.
+
+    Dask sends a function of a module as its name, but the process may lack that module. A function inside a function is
+    sent as it is.
+    """
+    import apache_beam
+    import tensorflow as tf
+
+    here = (apache_beam.__version__, tf.__version__)
+
+    def lack() -> str:
+        try:
+            import apache_beam
+            import tensorflow as tf
+
+            from cats_vs_dogs import batch_pipeline  # noqa: F401
+        except ImportError as error:
+            return f"cannot import what the job needs ({error})"
+        there = (apache_beam.__version__, tf.__version__)
+        if there != here:
+            return "has Beam {} and TensorFlow {}, not {} and {}".format(*there, *here)
+        missing = [path for path in paths if "://" not in path and not os.path.exists(path)]
+        return f"has no {missing[0]}" if missing else ""
+
+    return lack
+
+
+def _no_workers(address: str) -> str:
+    return (
+        f"the Dask scheduler {address} has had no worker for {_PATIENCE} seconds; start some in the kit's environment: "
+        f"dask worker {address}"
+    )
+
+
+def wait(result: Any) -> None:
+    """Returns when a job has ended.
+
+    Args:
+        result: what `Pipeline.run` returned.
+
+    Raises:
+        UserError: if a Dask cluster has no worker for long.
+    """
+    client = getattr(result, "client", None)
+    if client is None:
+        result.wait_until_finish()
+        return
+    import distributed
+
+    last_seen = time.monotonic()
+    with client:
+        while True:
+            with contextlib.suppress(distributed.TimeoutError):
+                result.wait_until_finish(_POLL * 1000)
+                return
+            if client.scheduler_info()["workers"]:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > _PATIENCE:
+                raise utils.UserError(_no_workers(client.scheduler.address))
+
+
+@contextlib.contextmanager
+def failures_in_one_line(options: "PipelineOptions") -> Iterator[None]:
+    """Turns what a runner raises inside the block into a UserError.
+
+    A fault of the kit keeps its traceback with DirectRunner, where nothing but this machine can fail.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except utils.UserError:
+        raise
+    except Exception as error:
+        # Runners raise errors of their own, with the text of the worker's error: this kit's, or TensorFlow's about a
+        # file. Dask raises the worker's error itself.
+        reasons = re.findall(rf"(?:{utils.UserError.__name__}|errors_impl\.\w+): (.*)", str(error))
+        if isinstance(error, tf.errors.OpError):
+            reasons.append(files.explain_error(error))
+        if reasons:
+            raise utils.UserError(f"the job ended without results: {reasons[-1]}") from error
+        name = name_of(options)
+        if name == "direct":
+            raise
+        logging.debug("%s", traceback.format_exc())
+        advice = "leave --runner out to predict on this machine"
+        if name == "dask":
+            advice = "the logs of the scheduler and the workers say more; if memory was short, lower --batch_size"
+        raise utils.UserError(f"--runner={name.capitalize()}Runner failed: {_in_short(error)}; {advice}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """Returns an error's type and message in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
