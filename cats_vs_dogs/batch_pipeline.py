@@ -112,18 +112,18 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
     # Workers may run in another folder than this process.
     model_dir, output_path = files.absolute_path(model_dir), files.absolute_path(output_path)
     num_parts = math.ceil(_PARTS / len(paths))
-    # Here and not by workers: DaskRunner leaves what one element becomes with the worker that got the element.
-    parts = [
-        part
-        for number, path in enumerate(paths)
-        for part in divide((number, files.absolute_path(path)), num_parts, batch_size)
-    ]
     unfinished = os.path.join(output_path, f"unfinished-{uuid.uuid4().hex}")
     tf.io.gfile.makedirs(unfinished)
     try:
         with beam_runners.failures_in_one_line(options):
-            beam_runners.prepare(options, len(parts), [model_dir, parts[0].path, unfinished])
-            pipeline = _open_pipeline(options)
+            pipeline = beam_runners.open_pipeline(options, [model_dir, files.absolute_path(paths[0]), unfinished])
+            # Here and not by workers: DaskRunner leaves all that one element becomes with the element's worker.
+            parts = [
+                part
+                for number, path in enumerate(paths)
+                for part in divide((number, files.absolute_path(path)), num_parts, batch_size)
+            ]
+            beam_runners.set_partitions(options, len(parts))
             _ = (
                 pipeline
                 | "Parts" >> beam.Create(parts)
@@ -135,13 +135,6 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
     finally:
         with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.rmtree(unfinished)
-
-
-def _open_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    try:
-        return beam.Pipeline(options=options)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise utils.UserError(f"Beam cannot run this: {error}") from error
 
 
 def check_model(model_dir: str) -> None:

@@ -128,7 +128,7 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
     parsers, complaint = [], io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            names = PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+            PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
             unknown = parsers[0].parse_known_args(beam_flags)[1]
             options = PipelineOptions(list(beam_flags))
     except SystemExit as error:
@@ -142,7 +142,8 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
         return options  # A cluster's runner may have flags that are not known here.
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
-        available = [*other_flags, *names]  # `utils.suggest` would list all of Beam's flags, about 300.
+        of_beam = [word.removeprefix("--") for word in parsers[0]._option_string_actions]
+        available = [*other_flags, *of_beam]  # `utils.suggest` would list all of Beam's flags, about 300.
         is_word = not unknown[0].startswith("-")
         hint = flag_names.explain_words(unknown, other_flags) if is_word else ""
         hint = hint or flag_names.explain_unknown_flag(name, available) or "write --name=value"

@@ -1,6 +1,7 @@
 """Beam's runners: Dask's by its short name, a look at its cluster before a job, and failures of all in one line."""
 
 import contextlib
+import logging as python_logging
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from absl import logging
 from cats_vs_dogs import files, utils
 
 if TYPE_CHECKING:
+    from apache_beam import Pipeline
     from apache_beam.options.pipeline_options import PipelineOptions
 
 _DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -37,6 +39,9 @@ def import_dask(beam_flags: Sequence[str]) -> None:
         from apache_beam.runners.dask import dask_runner  # noqa: F401
     except ImportError as error:
         raise utils.UserError(f"Dask cannot be imported ({error}); pip install -e '.[dask]'") from error
+    # Of a lost connection Dask logs the traceback. What ends the job is said in one line.
+    for name in ("distributed", "distributed.client"):  # The latter has a level of its own.
+        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
 
 
 def name_of(options: "PipelineOptions") -> str:
@@ -47,36 +52,54 @@ def name_of(options: "PipelineOptions") -> str:
     return name.rpartition(".")[2].lower().removesuffix("runner")
 
 
-def prepare(options: "PipelineOptions", num_parts: int, paths: Sequence[str]) -> None:
-    """Prepares a Dask job: sets the runner's whole name and one partition a part, and looks at the cluster.
-
-    The options of other runners are left as they are.
+def open_pipeline(options: "PipelineOptions", paths: Sequence[str]) -> "Pipeline":
+    """Returns an empty pipeline of the runner that the options name. Of Dask, the cluster is looked at first.
 
     Args:
-        options: Beam's options, which are changed.
-        num_parts: number of elements that the pipeline begins with.
+        options: Beam's options. Dask's name is made complete.
         paths: files and folders that every worker must see.
 
     Raises:
-        UserError: if the cluster cannot run the job.
+        UserError: if there is no such runner, or the cluster cannot run the job.
+    """
+    from apache_beam import Pipeline
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    if name_of(options) == "dask":
+        options.view_as(StandardOptions).runner = _DASK
+        _check_cluster(options, paths)
+    try:
+        return Pipeline(options=options)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise utils.UserError(f"Beam cannot run this: {error}") from error
+
+
+def set_partitions(options: "PipelineOptions", count: int) -> None:
+    """Lets Dask hand out elements one by one, unless the user wants something else. Other runners do so by themselves.
+
+    Dask would put 128 elements into one partition, which one worker gets.
+
+    Args:
+        options: Beam's options, which are changed.
+        count: number of elements that the pipeline begins with.
     """
     if name_of(options) != "dask":
         return
-    from apache_beam.options.pipeline_options import StandardOptions
     from apache_beam.runners.dask.dask_runner import DaskOptions
 
-    options.view_as(StandardOptions).runner = _DASK
     dask = options.view_as(DaskOptions)
-    if not dask.npartitions and not dask.partition_size:  # Dask would put 128 parts into one, for one worker.
-        dask.npartitions = num_parts
-    if dask.address or dask.scheduler_file:  # Otherwise Dask starts workers on this machine.
-        _check_cluster(dask, paths)
+    if not dask.npartitions and not dask.partition_size:
+        dask.npartitions = count
 
 
-def _check_cluster(dask: Any, paths: Sequence[str]) -> None:
+def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
     """Raises a UserError unless a Dask cluster answers, has a worker, the kit and the files."""
     import distributed
+    from apache_beam.runners.dask.dask_runner import DaskOptions
 
+    dask = options.view_as(DaskOptions)
+    if not dask.address and not dask.scheduler_file:  # Dask will start workers on this machine.
+        return
     flag = f"--dask_client_address={dask.address}" if dask.address else f"--dask_scheduler_file={dask.scheduler_file}"
     settings = {"timeout": dask.timeout} if dask.timeout else {}
     try:
@@ -147,7 +170,7 @@ def wait(result: Any) -> None:
         result: what `Pipeline.run` returned.
 
     Raises:
-        UserError: if a Dask cluster has no worker for long.
+        UserError: if a Dask cluster has no worker for long, or its scheduler is lost.
     """
     client = getattr(result, "client", None)
     if client is None:
@@ -155,16 +178,20 @@ def wait(result: Any) -> None:
         return
     import distributed
 
-    last_seen = time.monotonic()
+    address, last_seen = client.scheduler.address, time.monotonic()
     with client:
         while True:
             with contextlib.suppress(distributed.TimeoutError):
                 result.wait_until_finish(_POLL * 1000)
-                return
+                break
             if client.scheduler_info()["workers"]:
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > _PATIENCE:
-                raise utils.UserError(_no_workers(client.scheduler.address))
+                raise utils.UserError(_no_workers(address))
+        if any(future.status != "finished" for future in result.futures):  # Beam takes cancelled for done.
+            raise utils.UserError(
+                f"the Dask scheduler {address} was lost; start it and its workers, then the job again"
+            )
 
 
 @contextlib.contextmanager
@@ -174,11 +201,12 @@ def failures_in_one_line(options: "PipelineOptions") -> Iterator[None]:
     A fault of the kit keeps its traceback with DirectRunner, where nothing but this machine can fail.
     """
     import tensorflow as tf
+    from apache_beam.options.pipeline_options import StandardOptions
 
     try:
         yield
-    except utils.UserError:
-        raise
+    except utils.UserError as error:
+        raise utils.UserError(_without_step(str(error))) from error
     except Exception as error:
         # Runners raise errors of their own, with the text of the worker's error: this kit's, or TensorFlow's about a
         # file. Dask raises the worker's error itself.
@@ -186,15 +214,20 @@ def failures_in_one_line(options: "PipelineOptions") -> Iterator[None]:
         if isinstance(error, tf.errors.OpError):
             reasons.append(files.explain_error(error))
         if reasons:
-            raise utils.UserError(f"the job ended without results: {reasons[-1]}") from error
-        name = name_of(options)
-        if name == "direct":
+            raise utils.UserError(f"the job ended without results: {_without_step(reasons[-1])}") from error
+        if name_of(options) == "direct":
             raise
         logging.debug("%s", traceback.format_exc())
+        runner = options.view_as(StandardOptions).runner.rpartition(".")[2]
         advice = "leave --runner out to predict on this machine"
-        if name == "dask":
+        if name_of(options) == "dask":
             advice = "the logs of the scheduler and the workers say more; if memory was short, lower --batch_size"
-        raise utils.UserError(f"--runner={name.capitalize()}Runner failed: {_in_short(error)}; {advice}") from error
+        raise utils.UserError(f"--runner={runner} failed: {_in_short(error)}; {advice}") from error
+
+
+def _without_step(message: str) -> str:
+    """Returns a message without the name of the pipeline's step, which Beam adds."""
+    return re.sub(r" \[while running '.*?'\]$", "", message)
 
 
 def _in_short(error: Exception) -> str:

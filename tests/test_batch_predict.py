@@ -292,10 +292,10 @@ def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path, monkeypat
     (tmp_path / "results" / "prediction.results-00000-of-00001").write_text("older")
     for name in ("train-2", "train-0"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "gone")
-        with pytest.raises(UserError, match=f"^.*{name}: cannot be read: .*No such file"):
+        with pytest.raises(UserError, match=f"^the job ended without results: .*{name}; No such file"):
             predict(pattern)
     monkeypatch.setattr(batch_pipeline, "_PARTS", 1)  # As if there were so many shards that only workers open them.
-    with pytest.raises(UserError, match="^the job ended without results: .*train-0: cannot be read: .*No such file"):
+    with pytest.raises(UserError, match="train-0: cannot be read: .*; leave it out of the pattern$"):
         predict(pattern)
     assert [path.read_text() for path in (tmp_path / "results").iterdir()] == ["older"]
 
@@ -346,7 +346,8 @@ def test_dask_by_its_short_name_gets_one_partition_a_part():
     for flags, num_partitions in {(): 7, ("--dask_npartitions=2",): 2, ("--dask_partition_size=2",): None}.items():
         for name in ("DaskRunner", "dask", beam_runners._DASK):
             options = batch_predict.parse_beam_flags([f"--runner={name}", *flags], [])
-            beam_runners.prepare(options, 7, [])
+            beam_runners.open_pipeline(options, [])
+            beam_runners.set_partitions(options, 7)
             assert options.view_as(DaskOptions).npartitions == num_partitions
             assert options.view_as(StandardOptions).runner == beam_runners._DASK
 
@@ -384,16 +385,16 @@ def test_a_job_on_dask(start_scheduler, infer, train_dir, tmp_path, monkeypatch)
 def test_a_cluster_that_cannot_run_the_job_is_one_line(start_scheduler, monkeypatch):
     flags = ["--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"]
     with pytest.raises(UserError, match="^--dask_client_address=tcp://127.0.0.1:9: no Dask scheduler answers there"):
-        beam_runners.prepare(dask_options(*flags), 1, [])
+        beam_runners.open_pipeline(dask_options(*flags), [])
     with pytest.raises(UserError, match="^--dask_client_address=abc://x: no Dask scheduler answers there"):
-        beam_runners.prepare(dask_options("--dask_client_address=abc://x"), 1, [])
+        beam_runners.open_pipeline(dask_options("--dask_client_address=abc://x"), [])
     address = start_scheduler(0)
     monkeypatch.setattr(beam_runners, "_PATIENCE", 0.1)
     with pytest.raises(UserError, match=f"has had no worker for 0.1 seconds; .*: dask worker {address}$"):
-        beam_runners.prepare(dask_options(f"--dask_client_address={address}"), 1, [])
+        beam_runners.open_pipeline(dask_options(f"--dask_client_address={address}"), [])
     address = start_scheduler(1)
     with pytest.raises(UserError, match=r"^the Dask worker tcp://\S+ has no /not/there; start .*\[dask\].* share$"):
-        beam_runners.prepare(dask_options(f"--dask_client_address={address}"), 1, ["/", "gs://x", "/not/there"])
+        beam_runners.open_pipeline(dask_options(f"--dask_client_address={address}"), ["/", "gs://x", "/not/there"])
 
 
 def test_a_process_of_the_cluster_says_what_it_lacks(monkeypatch):
@@ -405,26 +406,36 @@ def test_a_process_of_the_cluster_says_what_it_lacks(monkeypatch):
     assert lack().startswith("cannot import what the job needs (")
 
 
-def test_a_job_does_not_wait_for_workers_for_ever(start_scheduler, monkeypatch):
+def test_a_job_ends_if_its_cluster_is_gone(start_scheduler, monkeypatch):
     class Job:
-        client = distributed.Client(start_scheduler(0), set_as_default=False)
+        def __init__(self):
+            self.client = distributed.Client(start_scheduler(0), set_as_default=False)
+            self.futures = [types.SimpleNamespace(status="cancelled")]
 
         def wait_until_finish(self, milliseconds):
-            raise distributed.TimeoutError
+            if self.futures[0].status == "pending":
+                raise distributed.TimeoutError
 
+    job = Job()
+    with pytest.raises(UserError, match="^the Dask scheduler tcp://.* was lost; start it and"):
+        beam_runners.wait(job)
+    assert job.client.status == "closed"
+    job = Job()
+    job.futures[0].status = "pending"
     monkeypatch.setattr(beam_runners, "_PATIENCE", 0.1)
     with pytest.raises(UserError, match="^the Dask scheduler tcp://.* has had no worker for"):
-        beam_runners.wait(Job())
-    assert Job.client.status == "closed"
+        beam_runners.wait(job)
 
 
-def test_a_runner_that_fails_is_one_line(train_dir, tmp_path, fails_in_one_line):
-    pattern = write_shards(tmp_path / "in", num_examples=2, num_shards=1)
-    flags = [f"--model_dir={train_dir}/export", f"--input_data_pattern={pattern}", f"--output_path={tmp_path}/results"]
-    message = fails_in_one_line("batch_predict", *flags, "--runner=PortableRunner")
-    assert message.startswith("error: --runner=PortableRunner failed: NotImplementedError: You must specify a --job_")
-    assert message.endswith("leave --runner out to predict on this machine")
-    assert list((tmp_path / "results").iterdir()) == []
+def test_a_runner_that_fails_is_one_line(train_dir, tmp_path):
+    write_shards(tmp_path / "in", num_examples=2, num_shards=1)
+    options = batch_predict.parse_beam_flags(["--runner=PortableRunner"], [])
+    with pytest.raises(
+        UserError, match="^--runner=PortableRunner failed: NotImplementedError: You must .* this machine$"
+    ):
+        shards = list(map(str, (tmp_path / "in").iterdir()))
+        batch_pipeline.run(str(train_dir / "export"), shards, str(tmp_path / "in"), 4, options)
+    assert list(map(str, (tmp_path / "in").iterdir())) == shards
     with (
         pytest.raises(UserError, match="^--runner=DaskRunner failed: KilledWorker: a b; the logs of the scheduler and"),
         beam_runners.failures_in_one_line(dask_options()),
