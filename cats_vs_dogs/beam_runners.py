@@ -101,6 +101,8 @@ def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
     if not dask.address and not dask.scheduler_file:  # Dask will start workers on this machine.
         return
     flag = f"--dask_client_address={dask.address}" if dask.address else f"--dask_scheduler_file={dask.scheduler_file}"
+    if dask.scheduler_file and not os.path.exists(dask.scheduler_file):  # Dask would wait for it for ever.
+        raise utils.UserError(f"{flag}: no such file; dask scheduler writes it if it gets --scheduler-file")
     settings = {"timeout": dask.timeout} if dask.timeout else {}
     try:
         client = distributed.Client(dask.address, scheduler_file=dask.scheduler_file, set_as_default=False, **settings)
@@ -117,15 +119,37 @@ def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
                 client.wait_for_workers(1, timeout=_PATIENCE)
             except distributed.TimeoutError as error:
                 raise utils.UserError(_no_workers(address)) from error
-        places = {"the Dask scheduler": client.run_on_scheduler(_lack())}
-        workers = client.run(_lack(paths), on_error="return")
-        places |= {f"the Dask worker {worker}": lack for worker, lack in workers.items()}
-    for place, lack in places.items():
+        versions = client.get_versions()
+        lacks = {"scheduler": _other_python(versions, versions["scheduler"])}
+        lacks |= {
+            f"worker {worker}": _other_python(versions, version) for worker, version in versions["workers"].items()
+        }
+        if not any(lacks.values()):  # Other versions of Python cannot be sent a function.
+            lacks["scheduler"] = client.run_on_scheduler(_lack())
+            answers = client.run(_lack(paths), on_error="return")
+            lacks |= {f"worker {worker}": answer for worker, answer in answers.items()}
+    for place, lack in lacks.items():
+        if isinstance(lack, Exception):
+            lack = f"does not answer ({_in_short(lack)})"
+        if lack.startswith("has no "):
+            raise utils.UserError(f"the Dask {place} {lack}; name files and folders that all machines share")
         if lack:
+            command = "dask scheduler" if place == "scheduler" else f"dask worker {address}"
             raise utils.UserError(
-                f"{place} {lack}; start the scheduler and all workers with the same versions as here, in an "
-                "environment with the kit (pip install -e '.[dask]'), and give paths that all machines share"
+                f"the Dask {place} {lack}; install the kit there in the versions of this environment "
+                f"(pip install -e '.[dask]'), and start it again from there: {command}"
             )
+
+
+def _other_python(versions: dict[str, Any], version: dict[str, Any]) -> str:
+    """Returns which Python a process of a cluster has if it is not that of this process.
+
+    Args:
+        versions: what `Client.get_versions` returned.
+        version: what it says of the process.
+    """
+    here, there = (".".join(one["host"]["python"].split(".")[:2]) for one in (versions["client"], version))
+    return "" if here == there else f"has Python {there}, not {here}"
 
 
 def _lack(paths: Sequence[str] = ()) -> Any:

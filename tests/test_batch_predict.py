@@ -386,6 +386,8 @@ def test_a_cluster_that_cannot_run_the_job_is_one_line(start_scheduler, monkeypa
     flags = ["--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"]
     with pytest.raises(UserError, match="^--dask_client_address=tcp://127.0.0.1:9: no Dask scheduler answers there"):
         beam_runners.open_pipeline(dask_options(*flags), [])
+    with pytest.raises(UserError, match="^--dask_scheduler_file=/not/there: no such file; dask scheduler writes it"):
+        beam_runners.open_pipeline(dask_options("--dask_scheduler_file=/not/there"), [])
     with pytest.raises(UserError, match="^--dask_client_address=abc://x: no Dask scheduler answers there"):
         beam_runners.open_pipeline(dask_options("--dask_client_address=abc://x"), [])
     address = start_scheduler(0)
@@ -393,8 +395,27 @@ def test_a_cluster_that_cannot_run_the_job_is_one_line(start_scheduler, monkeypa
     with pytest.raises(UserError, match=f"has had no worker for 0.1 seconds; .*: dask worker {address}$"):
         beam_runners.open_pipeline(dask_options(f"--dask_client_address={address}"), [])
     address = start_scheduler(1)
-    with pytest.raises(UserError, match=r"^the Dask worker tcp://\S+ has no /not/there; start .*\[dask\].* share$"):
-        beam_runners.open_pipeline(dask_options(f"--dask_client_address={address}"), ["/", "gs://x", "/not/there"])
+    options = dask_options(f"--dask_client_address={address}")
+    with pytest.raises(
+        UserError, match=r"^the Dask worker tcp://\S+ has no /not/there; name .* that all machines share$"
+    ):
+        beam_runners.open_pipeline(options, ["/", "gs://x", "/not/there"])
+    with monkeypatch.context() as patch:
+        patch.setattr(beam_runners, "_lack", lambda paths=None: lambda: "" if paths is None else 1 / 0)
+        with pytest.raises(UserError, match=rf"does not answer \(Zero.*'\.\[dask\]'\).*: dask worker {address}$"):
+            beam_runners.open_pipeline(options, [])
+    get_versions = distributed.Client.get_versions
+
+    def with_older_scheduler(client):
+        versions = get_versions(client)
+        versions["scheduler"]["host"]["python"] = "3.9.1.final.0"
+        return versions
+
+    monkeypatch.setattr(distributed.Client, "get_versions", with_older_scheduler)
+    with pytest.raises(
+        UserError, match=r"^the Dask scheduler has Python 3\.9, not 3\.\d+; install .*: dask scheduler$"
+    ):
+        beam_runners.open_pipeline(options, [])
 
 
 def test_a_process_of_the_cluster_says_what_it_lacks(monkeypatch):
