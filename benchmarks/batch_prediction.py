@@ -7,7 +7,6 @@ python benchmarks/batch_prediction.py --shards='shards/train-*' --train_dir=/tmp
 import argparse
 import contextlib
 import glob
-import json
 import os
 import resource
 import subprocess
@@ -170,10 +169,9 @@ def dask_cluster(num_workers: int, scheduler_file: str) -> Iterator[tuple[str, l
         processes += [start("worker", *flags) for _ in range(num_workers)]
         while not os.path.exists(scheduler_file):
             time.sleep(0.1)
-        with open(scheduler_file, encoding="utf-8") as file:
-            address = json.load(file)["address"]
-        with distributed.Client(address, timeout=300, set_as_default=False) as client:
+        with distributed.Client(scheduler_file=scheduler_file, timeout=300, set_as_default=False) as client:
             client.wait_for_workers(num_workers, timeout=300)
+            address = client.scheduler.address
         yield address, processes
 
 

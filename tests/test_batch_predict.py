@@ -490,9 +490,9 @@ def test_a_killed_worker_costs_no_row(run_script, infer, train_dir, tmp_path):
         places = ["--host=127.0.0.1", "--no-dashboard", "--no-nanny", "--nthreads=1", "--memory-limit=0"]
         victim, _ = (start("worker", *places, f"--local-directory={tmp_path}") for _ in range(2))
         wait_until(scheduler_file.exists)
-        address = json.loads(scheduler_file.read_text())["address"]
-        with distributed.Client(address, timeout=300, set_as_default=False) as client:
+        with distributed.Client(scheduler_file=str(scheduler_file), timeout=300, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=300)
+            address = client.scheduler.address
 
         def kill_in_the_middle():
             wait_until(lambda: list((tmp_path / "results").glob("unfinished-*/*.errors")))
