@@ -28,8 +28,9 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
         "beam": ["apache-beam>=2.77"],
+        "dask": ["apache-beam>=2.77", "dask[distributed]>=2024.4.2"],
         "onnx": ["tf2onnx>=1.17", "onnxruntime"],
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"]
-        + ["ai-edge-litert", "tf2onnx>=1.17", "onnxruntime"],
+        + ["dask[distributed]>=2024.4.2", "ai-edge-litert", "tf2onnx>=1.17", "onnxruntime"],
     },
 )

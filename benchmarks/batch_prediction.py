@@ -1,33 +1,37 @@
-"""What batch_predict.py costs for a record beyond the model, and how it scales from one worker process to two.
+"""What batch_predict.py costs for a record beyond the model, and how fast one process and workers of Dask predict.
 
-python benchmarks/batch_prediction.py --shards='shards/train-*' --model_dir=/tmp/cvd_model/export/step_45
+python benchmarks/batch_prediction.py --shards='shards/train-*' --train_dir=/tmp/cvd_model \\
+    --model_dir=/tmp/cvd_model/export/step_45
 """
 
 import argparse
+import contextlib
 import glob
-import itertools
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
+import psutil  # Comes with Dask.
 import tensorflow as tf
-from common import alternate, print_table, say_machine
+from common import PYTHON, alternate, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
-parser.add_argument("--model_dir", required=True)
+parser.add_argument("--train_dir", required=True, help="the model, for inference.py")
+parser.add_argument("--model_dir", required=True, help="an export of the model, for batch_predict.py")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--copies", type=int, default=8, help="how many times the shards are read in the second part")
-parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes to compare")
+parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of Dask workers to compare")
 arguments = parser.parse_args()
 
 from cats_vs_dogs import batch_pipeline, batch_predict, tfrecords
 
 BATCH_SIZE = 128
-SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cats_vs_dogs", "batch_predict.py")
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main() -> None:
@@ -36,14 +40,13 @@ def main() -> None:
     num_records = sum(tfrecords.scan(path).count for path in shards)
     costs_of_a_record(shards, num_records)
     print()
-    scaling(shards, num_records)
+    speeds(shards, num_records)
 
 
 def costs_of_a_record(shards: list[str], num_records: int) -> None:
     """Prints the processor time, over all threads, of the model alone and of each part that the script adds."""
     records = [record for path in shards for _, record in tfrecords.walk(path, with_bytes=True)]
-    handler = batch_pipeline.SavedModelHandler(arguments.model_dir, BATCH_SIZE)
-    model = handler.load_model()
+    model = batch_pipeline.load_model(arguments.model_dir)
     signature = model.signatures[batch_pipeline.SIGNATURE]
     options = batch_predict.parse_beam_flags([], [])
 
@@ -57,10 +60,11 @@ def costs_of_a_record(shards: list[str], num_records: int) -> None:
             signature(example_bytes=tf.constant(records[start : start + BATCH_SIZE]))
 
     def predict() -> None:
-        for number, path in enumerate(shards):
-            read = batch_pipeline.read(batch_pipeline.Part(number, path))
-            while batch := list(itertools.islice(read, BATCH_SIZE)):
-                handler.run_inference(batch, model)
+        with tempfile.TemporaryDirectory() as folder:
+            predict_part = batch_pipeline.PartPredictor(arguments.model_dir, BATCH_SIZE, folder)
+            predict_part._model.acquire(lambda: model)  # Loaded already.
+            for number, path in enumerate(shards):
+                predict_part(batch_pipeline.Part(number, path))
 
     def pipeline(files: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +74,7 @@ def costs_of_a_record(shards: list[str], num_records: int) -> None:
     median = alternate(
         {
             "the model, records in memory": lambda: microseconds(model_alone),
-            "and reading, JSON": lambda: microseconds(predict),
+            "and reading, JSON, files": lambda: microseconds(predict),
             # Twice as many minus once, so that the start is left out.
             "and Beam, shards divided": lambda: (
                 microseconds(lambda: pipeline([*shards, *shards])) - microseconds(lambda: pipeline(shards))
@@ -83,43 +87,99 @@ def costs_of_a_record(shards: list[str], num_records: int) -> None:
     print_table(("what", "CPU us a record", "beyond the model", "ratio"), rows)
 
 
-def scaling(shards: list[str], num_records: int) -> None:
+def speeds(shards: list[str], num_records: int) -> None:
     """Prints records a second of complete processes: many shards minus few, so that the start is left out."""
-    with tempfile.TemporaryDirectory() as folder:
+    more = (arguments.copies - 1) * num_records
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        os.mkdir(f"{folder}/shards")
         for copy in range(arguments.copies):
             for number, path in enumerate(shards):
-                os.symlink(os.path.abspath(path), os.path.join(folder, f"{copy}-{number}"))
+                tfrecords.write_shard(f"{folder}/shards/{copy}-{number}", records_of_a_copy(path, copy))
+        batch = ["batch_predict", f"--model_dir={arguments.model_dir}", f"--output_path={folder}/results"]
+        commands = {
+            "inference.py, all cores": (
+                ["inference", f"--train_dir={arguments.train_dir}", f"--output_file={folder}/results.csv"],
+                [],
+            ),
+            "batch_predict.py, all cores": (batch, []),
+        }
+        for number in arguments.workers:
+            address, processes = stack.enter_context(dask_cluster(number, f"{folder}/{number}-workers.json"))
+            name = f"batch_predict.py, {number} Dask workers of a core"
+            commands[name] = ([*batch, "--runner=DaskRunner", f"--dask_client_address={address}"], processes)
 
-        def seconds(pattern: str, num_workers: int) -> tuple[float, float]:
-            command = [sys.executable, SCRIPT, f"--model_dir={arguments.model_dir}", f"--batch_size={BATCH_SIZE}"]
-            command += [f"--input_data_pattern={folder}/{pattern}", f"--output_path={folder}/results"]
-            command += ["--direct_running_mode=multi_processing", f"--direct_num_workers={num_workers}"]
-            # One core for each worker; otherwise a single worker uses all of them.
-            environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-            start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, capture_output=True, env=environment)
-            now = resource.getrusage(resource.RUSAGE_CHILDREN)
-            return time.perf_counter() - start, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+        def seconds(name: str, pattern: str) -> tuple[float, float]:
+            """Returns the wall time and the processor time, the latter with that of a cluster."""
+            (script, *flags), cluster = commands[name]
+            command = [*PYTHON, os.path.join(REPOSITORY, "cats_vs_dogs", f"{script}.py"), *flags]
+            command += [f"--batch_size={BATCH_SIZE}", f"--input_data_pattern={folder}/shards/{pattern}"]
+            start, used = time.perf_counter(), processor_seconds(cluster)
+            process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if process.returncode:
+                sys.exit(process.stderr)
+            return time.perf_counter() - start, processor_seconds(cluster) - used
 
-        more = (arguments.copies - 1) * num_records
-        figures = {}
+        def speed(name: str) -> float:
+            few, few_cpu = seconds(name, "0-*")
+            many, many_cpu = seconds(name, "*-*")
+            figures.setdefault(name, []).append((few, (many_cpu - few_cpu) / more * 1e6))
+            return more / max(many - few, 1e-3)  # On a tiny input and a busy machine, the difference may be negative.
 
-        def speed(num_workers: int) -> float:
-            few, few_cpu = seconds("0-*", num_workers)
-            many, many_cpu = seconds("*-*", num_workers)
-            figures.setdefault(num_workers, []).append((few, (many_cpu - few_cpu) / more * 1e6))
-            return more / (many - few)
-
-        median = alternate(
-            {number: lambda number=number: speed(number) for number in arguments.workers}, arguments.rounds
-        )
+        median = alternate({name: lambda name=name: speed(name) for name in commands}, arguments.rounds)
+    base = next(iter(median.values()))
     rows = []
-    for workers, value in median.items():
-        few, cpu = (sorted(column)[len(column) // 2] for column in zip(*figures[workers], strict=True))
-        rows.append(
-            (workers, f"{few:.0f}", f"{cpu:.0f}", f"{value:,.0f}", f"{value / median[arguments.workers[0]]:.2f}")
-        )
-    print_table(("workers", "seconds for the shards once", "CPU us a record", "records/s", "against the first"), rows)
+    for name, value in median.items():
+        few, cpu = (sorted(column)[len(column) // 2] for column in zip(*figures[name], strict=True))
+        rows.append((name, f"{few:.0f}", f"{max(cpu, 0):.0f}", f"{value:,.0f}", f"{value / base:.2f}"))
+    print_table(("what", "seconds for the shards once", "CPU us a record", "records/s", "against inference.py"), rows)
+
+
+def records_of_a_copy(path: str, copy: int) -> Iterator[bytes]:
+    """Yields the records of a shard with ids of their own, since inference.py lets each id come once."""
+    for _, record in tfrecords.walk(path, with_bytes=True):
+        example = tf.train.Example.FromString(record)
+        ids = example.features.feature[tfrecords.FILENAME].bytes_list.value
+        ids[0] = b"%d-%s" % (copy, ids[0])
+        yield example.SerializeToString()
+
+
+@contextlib.contextmanager
+def dask_cluster(num_workers: int, scheduler_file: str) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Starts a scheduler and workers on this machine, and yields the scheduler's address and all processes.
+
+    Each worker has one thread of TensorFlow for kernels; otherwise a single worker uses all cores.
+    """
+    import distributed
+
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: str, *flags: str) -> psutil.Process:
+            command = [sys.executable, "-m", "dask", kind, "--scheduler-file", scheduler_file, "--host=127.0.0.1"]
+            settings = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = psutil.Popen([*command, *flags], **settings)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        processes = [start("scheduler", "--port=0", "--dashboard-address=127.0.0.1:0")]
+        place = f"--local-directory={os.path.dirname(scheduler_file)}"
+        flags = ["--no-dashboard", "--no-nanny", "--nthreads=1", "--memory-limit=0", place]
+        processes += [start("worker", *flags) for _ in range(num_workers)]
+        while not os.path.exists(scheduler_file):
+            time.sleep(0.1)
+        with distributed.Client(scheduler_file=scheduler_file, timeout=300, set_as_default=False) as client:
+            client.wait_for_workers(num_workers, timeout=300)
+            address = client.scheduler.address
+        yield address, processes
+
+
+def processor_seconds(running: list[psutil.Process]) -> float:
+    """Returns the processor time of all child processes that have ended, and of some that run."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = [process.cpu_times() for process in running]
+    return ended.ru_utime + ended.ru_stime + sum(time.user + time.system for time in times)
 
 
 if __name__ == "__main__":

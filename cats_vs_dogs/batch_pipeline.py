@@ -1,4 +1,4 @@
-"""The Beam pipeline of batch_predict.py: shards to parts, parts to records, records to predictions, those to files.
+"""The work of batch_predict.py: shards to parts, which a Beam runner hands to workers, and their results to files.
 
 Worker processes import this module.
 """
@@ -8,23 +8,21 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import logging
 import math
 import os
-import re
 import shlex
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
-from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from cats_vs_dogs import bad_examples, files, submission, tfrecords, utils
+from cats_vs_dogs import bad_examples, beam_runners, files, submission, tfrecords, utils
 from cats_vs_dogs.plain_paths import plain_path
 
 # What an export offers, see export_model.ModelExporter.
@@ -37,8 +35,6 @@ ERRORS_FILE = "prediction.errors_stats-00000-of-00001"
 # The number of parts that all shards together are divided into, so that few shards keep many workers busy to the end.
 # From this number of shards on they are not divided, which saves reading each shard a second time to find its parts.
 _PARTS = 64
-
-_DAMAGE = "damage"  # The tag of `read`'s second output.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +55,21 @@ class Part:
     position: int = 0
     count: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The name of the file with the part's results."""
+        return f"{self.shard}-{self.first}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """A record of a shard.
 
     Attributes:
-        shard: number of the shard.
         number: number of the record in the shard, from 0.
         data: a serialized `tf.train.Example`.
     """
 
-    shard: int
     number: int
     data: bytes
 
@@ -97,6 +96,9 @@ class Outcome:
 def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int, options: PipelineOptions) -> None:
     """Predicts shards, and returns when all results are written.
 
+    Workers may be on other machines and may be lost. Each part's results are a file that is complete or not there,
+    however often the part is begun; when there is one for each part, this process joins them to those of the shards.
+
     Args:
         model_dir: an export.
         paths: the shards.
@@ -105,50 +107,34 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
         options: Beam's options.
 
     Raises:
-        UserError: if the runner is not available, or a file cannot be read or written.
+        UserError: if the runner is not available or fails, or a file cannot be read or written.
     """
+    # Workers may run in another folder than this process.
+    model_dir, output_path = files.absolute_path(model_dir), files.absolute_path(output_path)
+    num_parts = math.ceil(_PARTS / len(paths))
+    unfinished = os.path.join(output_path, f"unfinished-{uuid.uuid4().hex}")
+    tf.io.gfile.makedirs(unfinished)
     try:
-        pipeline = beam.Pipeline(options=options)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise utils.UserError(f"Beam cannot run this: {error}") from error
-    temporary_folder = os.path.join(output_path, f"unfinished-{uuid.uuid4().hex}")
-    tf.io.gfile.makedirs(temporary_folder)
-    logging.getLogger().addFilter(_is_useful)
-    try:
-        records = (
-            pipeline
-            | "Shards" >> beam.Create(list(enumerate(paths)))
-            | "ShardsToWorkers" >> beam.Reshuffle()
-            | "Divide" >> beam.FlatMap(divide, math.ceil(_PARTS / len(paths)), batch_size)
-            | "PartsToWorkers" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(read).with_outputs(_DAMAGE, main="records")
-        )
-        outcomes = records["records"] | "Predict" >> RunInference(SavedModelHandler(model_dir, batch_size))
-        _ = (
-            (outcomes, records[_DAMAGE])
-            | "Outcomes" >> beam.Flatten()
-            | "GroupByShard" >> beam.GroupByKey()
-            | "Write" >> beam.Map(write_shard, list(paths), temporary_folder)
-            | "WaitForAll" >> beam.GroupByKey()
-            | "Publish" >> beam.Map(publish, output_path, temporary_folder)
-        )
-        pipeline.run().wait_until_finish()
-    except Exception as error:
-        # Runners raise errors of their own, with the text of the worker's error: this kit's, or TensorFlow's about a
-        # file.
-        reasons = re.findall(rf"(?:{utils.UserError.__name__}|errors_impl\.\w+): (.*)", str(error))
-        if not reasons:
-            raise
-        raise utils.UserError(f"the job ended without results: {reasons[-1]}") from error
+        with beam_runners.failures_in_one_line(options):
+            pipeline = beam_runners.open_pipeline(options, [model_dir, files.absolute_path(paths[0]), unfinished])
+            # Here and not by workers: DaskRunner leaves all that one element becomes with the element's worker.
+            parts = [
+                part
+                for number, path in enumerate(paths)
+                for part in divide((number, files.absolute_path(path)), num_parts, batch_size)
+            ]
+            beam_runners.set_partitions(options, len(parts))
+            _ = (
+                pipeline
+                | "Parts" >> beam.Create(parts)
+                | "PartsToWorkers" >> beam.Reshuffle()
+                | "Predict" >> beam.Map(PartPredictor(model_dir, batch_size, unfinished))
+            )
+            beam_runners.wait(pipeline.run())
+        publish(parts, paths, output_path, unfinished)
     finally:
-        logging.getLogger().removeFilter(_is_useful)
-        with contextlib.suppress(tf.errors.NotFoundError):  # `publish` has removed it if all went well.
-            tf.io.gfile.rmtree(temporary_folder)
-
-
-def _is_useful(record: logging.LogRecord) -> bool:
-    """Returns False for a warning that Beam 2.77 logs at each model load if its packages for GPUs are not installed."""
-    return "memory usage cannot be fetched" not in record.getMessage()
+        with contextlib.suppress(tf.errors.NotFoundError):
+            tf.io.gfile.rmtree(unfinished)
 
 
 def check_model(model_dir: str) -> None:
@@ -204,11 +190,11 @@ def divide(shard: tuple[int, str], num_parts: int, batch_size: int) -> Iterator[
     yield Part(number, path, first, start)
 
 
-def read(part: Part) -> Iterator[Any]:
+def read(part: Part) -> Iterator[Record | Outcome]:
     """Reads the records of a part.
 
     Yields:
-        Each `Record`; where the shard is damaged, a tagged output of its number and an `Outcome`.
+        Each `Record`; where the shard is damaged, an `Outcome` that says so.
 
     Raises:
         UserError: if the shard cannot be opened.
@@ -217,53 +203,88 @@ def read(part: Part) -> Iterator[Any]:
     try:
         walk = tfrecords.walk(part.path, part.position, part.first, with_bytes=True)
         for _, data in itertools.islice(walk, part.count):
-            yield Record(part.shard, number, data)
+            yield Record(number, data)
             number += 1
     except tfrecords.DamageError as damage:
-        outcome = Outcome(number, error=str(damage), is_damage=True)
-        yield beam.pvalue.TaggedOutput(_DAMAGE, (part.shard, outcome))
+        yield Outcome(number, error=str(damage), is_damage=True)
 
 
-class SavedModelHandler(ModelHandler[Record, tuple[int, Outcome], Any]):
-    """Predicts records with an export. `RunInference` loads it once in each worker process, for all threads.
+def load_model(model_dir: str) -> Any:
+    """Returns a loaded SavedModel."""
+    with plain_path(model_dir) as path:
+        return tf.saved_model.load(path)
+
+
+class PartPredictor:
+    """Predicts parts and writes their results. It is sent to worker processes.
 
     Args:
         model_dir: the SavedModel.
         batch_size: number of records that the model predicts at once.
+        folder: where to write the files of the parts.
     """
 
-    def __init__(self, model_dir: str, batch_size: int):
-        super().__init__(min_batch_size=batch_size, max_batch_size=batch_size)
+    def __init__(self, model_dir: str, batch_size: int, folder: str):
         self._model_dir = model_dir
+        self._batch_size = batch_size
+        self._folder = folder
+        # A worker process loads the model once for all threads and parts, but again for the next job: the export may
+        # have changed since.
+        self._model = Shared()
 
-    def load_model(self) -> Any:
-        """Returns the loaded SavedModel."""
-        with plain_path(self._model_dir) as path:
-            return tf.saved_model.load(path)
+    def __call__(self, part: Part) -> None:
+        """Predicts a part, and writes a file of JSON lines and one of errors.
 
-    def run_inference(
-        self, batch: Sequence[Record], model: Any, inference_args: dict[str, Any] | None = None
-    ) -> list[tuple[int, Outcome]]:
-        """Returns shard number and outcome of each record.
-
-        TensorFlow predicts all records of a batch or none of them. If one is bad, each is predicted alone.
+        A runner may call this again after a worker was lost, or while another one is still at the same part. So each
+        call writes to names of its own, and the files then get their final names.
         """
-        try:
-            outputs = model.signatures[SIGNATURE](**{INPUT: tf.constant([record.data for record in batch])})
-        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
-            if len(batch) > 1:
-                return [self.run_inference([record], model)[0] for record in batch]
-            image_id, reason = bad_examples.id_of(batch[0].data), bad_examples.describe_error(error)
-            return [(batch[0].shard, Outcome(batch[0].number, error=reason, image_id=image_id))]
-        return to_outcomes(batch, {name: outputs[name].numpy() for name in OUTPUTS})
+        model = self._model.acquire(lambda: load_model(self._model_dir))
+        temporary, final = (os.path.join(self._folder, name) for name in (uuid.uuid4().hex, part.name))
+        errors = []
+        with tf.io.gfile.GFile(temporary, "w") as file:
+            file.write("")  # Otherwise the file of a part without predictions would not exist.
+            for outcome in predict(model, read(part), self._batch_size):
+                file.write(outcome.line)
+                if outcome.error:
+                    errors.append(dataclasses.asdict(outcome))
+        with tf.io.gfile.GFile(f"{temporary}.errors", "w") as file:
+            file.write(json.dumps(errors))
+        for ending in (".errors", ""):
+            tf.io.gfile.rename(temporary + ending, final + ending, overwrite=True)
 
-    def get_num_bytes(self, batch: Sequence[Record]) -> int:
-        """Returns the size of a batch for Beam's metrics. The inherited method pickles the batch to measure it."""
-        return sum(len(record.data) for record in batch)
+
+def predict(model: Any, records: Iterator[Record | Outcome], batch_size: int) -> Iterator[Outcome]:
+    """Yields the outcomes of records, in their order.
+
+    Args:
+        model: the loaded SavedModel.
+        records: what `read` yields.
+        batch_size: number of records that the model predicts at once.
+    """
+    while batch := list(itertools.islice(records, batch_size)):
+        damage = [batch.pop()] if isinstance(batch[-1], Outcome) else []
+        if batch:
+            yield from predict_batch(model, batch)
+        yield from damage
 
 
-def to_outcomes(batch: Sequence[Record], outputs: dict[str, Any]) -> list[tuple[int, Outcome]]:
-    """Returns shard number and outcome of each record.
+def predict_batch(model: Any, batch: Sequence[Record]) -> list[Outcome]:
+    """Returns the outcome of each record of a batch.
+
+    TensorFlow predicts all records of a batch or none of them. If one is bad, each is predicted alone.
+    """
+    try:
+        outputs = model.signatures[SIGNATURE](**{INPUT: tf.constant([record.data for record in batch])})
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+        if len(batch) > 1:
+            return [predict_batch(model, [record])[0] for record in batch]
+        image_id, reason = bad_examples.id_of(batch[0].data), bad_examples.describe_error(error)
+        return [Outcome(batch[0].number, error=reason, image_id=image_id)]
+    return to_outcomes(batch, {name: outputs[name].numpy() for name in OUTPUTS})
+
+
+def to_outcomes(batch: Sequence[Record], outputs: dict[str, Any]) -> list[Outcome]:
+    """Returns the outcome of each record of a batch.
 
     Args:
         batch: the records.
@@ -279,79 +300,76 @@ def to_outcomes(batch: Sequence[Record], outputs: dict[str, Any]) -> list[tuple[
         if not error and not all(0 <= value <= 1 for value in values):
             error = "the model's prediction is not a probability"
         if error:
-            outcome = Outcome(record.number, error=error, image_id=image_id)
+            outcomes.append(Outcome(record.number, error=error, image_id=image_id))
         else:
             prediction = {"image_id": image_id, "class_indexes": indexes, "predictions": values}
             line = json.dumps({"prediction": prediction}, ensure_ascii=False) + "\n"
-            outcome = Outcome(record.number, line)
-        outcomes.append((record.shard, outcome))
+            outcomes.append(Outcome(record.number, line))
     return outcomes
 
 
-def write_shard(
-    shard: tuple[int, Iterable[Outcome]], paths: Sequence[str], temporary_folder: str
-) -> tuple[None, tuple[int, str, list[str]]]:
-    """Writes the results of a shard.
+def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfinished: str) -> None:
+    """Joins the results of parts to those of shards, moves these to the output folder, and removes an earlier job's.
 
     Args:
-        shard: number of the shard, and the outcomes of its records in any order.
-        paths: paths of all shards.
-        temporary_folder: where to write the file until all are complete.
-
-    Returns:
-        None, the key that brings all shards together in `publish`; number of the shard, path of the file, lines for the
-        file of errors.
-    """
-    number, outcomes = shard
-    # A new name, because runners may call this again while an earlier call for the same shard is still running.
-    path = os.path.join(temporary_folder, f"{number}-{uuid.uuid4().hex}")
-    by_reason = collections.defaultdict(list)
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write("")  # Otherwise the file of a shard without predictions would not exist.
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.number):
-            file.write(outcome.line)
-            if outcome.error:
-                by_reason[outcome.error].append({"record": outcome.number, "image_id": outcome.image_id})
-            if outcome.is_damage:  # A later part may have been readable. inference.py does not read it either.
-                break
-    errors = [
-        json.dumps({"file": paths[number], "error": reason, "count": len(records), "records": records})
-        for reason, records in by_reason.items()
-    ]
-    return None, (number, path, errors)
-
-
-def publish(shards: tuple[None, Iterable[tuple[int, str, list[str]]]], output_path: str, temporary_folder: str) -> None:
-    """Moves the complete results to the output folder, and removes those of an earlier job.
-
-    Runners may call it again after a call that failed half-way.
-
-    Args:
-        shards: None, and what else `write_shard` returned for each shard.
+        parts: all parts, in the order of the shards and their records.
+        paths: paths of all shards, as the file of errors shows them.
         output_path: the folder for results.
-        temporary_folder: the folder that `write_shard` wrote to.
+        unfinished: the folder with the files of the parts.
+
+    Raises:
+        UserError: if the results of a part are missing.
     """
-    gfile = tf.io.gfile
-    shards = sorted(shards[1])
-    gfile.makedirs(temporary_folder)
-    errors_path = os.path.join(temporary_folder, f"errors-{uuid.uuid4().hex}")
-    with gfile.GFile(errors_path, "w") as file:
-        file.write("".join(f"{line}\n" for _, _, errors in shards for line in errors))
-    moves = {
-        os.path.join(output_path, f"prediction.results-{number:05d}-of-{len(shards):05d}"): path
-        for number, path, _ in shards
-    }
+    moves, lines = {}, []
+    for number, parts_of_shard in itertools.groupby(parts, key=lambda part: part.shard):
+        path, errors = join(list(parts_of_shard), unfinished)
+        moves[os.path.join(output_path, f"prediction.results-{number:05d}-of-{len(paths):05d}")] = path
+        for reason, records in errors.items():
+            row = {"file": paths[number], "error": reason, "count": len(records), "records": records}
+            lines.append(json.dumps(row) + "\n")
+    errors_path = os.path.join(unfinished, "errors")
+    with tf.io.gfile.GFile(errors_path, "w") as file:
+        file.write("".join(lines))
     for final, path in (*moves.items(), (os.path.join(output_path, ERRORS_FILE), errors_path)):
-        if not gfile.exists(path):  # An earlier call has moved it.
-            continue
         if files.is_remote(final):
-            gfile.rename(path, final, overwrite=True)
+            tf.io.gfile.rename(path, final, overwrite=True)
         else:
             files.replace(path, final)
     for path in files.list_matching(output_path, r"prediction\.results-.*"):
         if path not in moves:
-            gfile.remove(path)
-    gfile.rmtree(temporary_folder)
+            files.remove(path)
+
+
+def join(parts: Sequence[Part], unfinished: str) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    """Joins the results of a shard's parts up to damage in the shard.
+
+    Later parts may have been readable. inference.py does not read them either.
+
+    Returns:
+        The path of the file with all lines; for each reason the records with that error, as the file of errors lists
+        them.
+    """
+    names, by_reason = [], collections.defaultdict(list)
+    for part in parts:
+        path = os.path.join(unfinished, part.name)
+        if not files.exists(path):
+            raise utils.UserError(
+                f"the job ended without results: those of {part.path} from record {part.first} on are missing; all "
+                "workers must write to the same folder: name one on a disk that they share, or gs://"
+            )
+        names.append(path)
+        errors = json.loads(files.read_bytes(f"{path}.errors"))
+        for error in errors:
+            by_reason[error["error"]].append({"record": error["number"], "image_id": error["image_id"]})
+        if any(error["is_damage"] for error in errors):
+            break
+    if len(names) == 1:
+        return names[0], by_reason
+    joined = os.path.join(unfinished, f"{parts[0].shard}-joined")
+    with tf.io.gfile.GFile(joined, "wb") as file:
+        for name in names:
+            file.write(files.read_bytes(name))
+    return joined, by_reason
 
 
 def read_errors(path: str) -> dict[str, int]:

@@ -4,7 +4,7 @@
         --input_data_pattern='shards/test-*' --output_path=results
 
 All flags that are not listed below are passed to Beam: --direct_num_workers=2 --direct_running_mode=multi_processing;
---runner=DataflowRunner --project=... and so on.
+--runner=DaskRunner --dask_client_address=tcp://...:8786; --runner=DataflowRunner --project=... and so on.
 
 The output folder gets one file for each shard, in the same order, with one line for each record, in the shard's order:
     prediction.results-00000-of-00005
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from cats_vs_dogs import files, flag_names, utils
+from cats_vs_dogs import beam_runners, files, flag_names, utils
 from cats_vs_dogs.path_flags import define_path
 
 if TYPE_CHECKING:
@@ -120,24 +120,30 @@ def parse_beam_flags(beam_flags: Sequence[str], other_flags: Sequence[str]) -> "
         other_flags: names of this script's flags, to suggest one for a misspelt flag.
 
     Raises:
-        UserError: if a value is not allowed, or, for runners on this machine, a flag is not known.
+        UserError: if a value is not allowed, or, for the runners of this machine and of Dask, a flag is not known.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions, WorkerOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions, WorkerOptions
 
+    beam_runners.import_dask(beam_flags)
     parsers, complaint = [], io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            names = PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+            PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
             unknown = parsers[0].parse_known_args(beam_flags)[1]
             options = PipelineOptions(list(beam_flags))
     except SystemExit as error:
         reason = complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise utils.UserError(f"{' '.join(beam_flags)}: Beam cannot read these flags: {reason}") from error
-    if (options.view_as(StandardOptions).runner or "DirectRunner").lower() not in ("direct", "directrunner"):
+    runner = beam_runners.name_of(options)
+    of_dask = [flag for flag in beam_flags if flag.startswith("--dask_")]
+    if of_dask and runner != "dask":
+        raise utils.UserError(f"{of_dask[0]}: only Dask's runner has this flag; add --runner=DaskRunner")
+    if runner not in ("direct", "dask"):
         return options  # A cluster's runner may have flags that are not known here.
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
-        available = [*other_flags, *names]  # `utils.suggest` would list all of Beam's flags, about 300.
+        of_beam = [word.removeprefix("--") for word in parsers[0]._option_string_actions]
+        available = [*other_flags, *of_beam]  # `utils.suggest` would list all of Beam's flags, about 300.
         is_word = not unknown[0].startswith("-")
         hint = flag_names.explain_words(unknown, other_flags) if is_word else ""
         hint = hint or flag_names.explain_unknown_flag(name, available) or "write --name=value"

@@ -1,20 +1,28 @@
-"""Batch prediction with Beam: the rows of inference.py, listed errors, Beam's own flags, errors in one line."""
+"""Batch prediction with Beam: the rows of inference.py, listed errors, Beam's own flags, Dask, errors in one line."""
 
+import concurrent.futures
+import contextlib
 import csv
 import gzip
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import jpeg, write_shards
+from conftest import REPOSITORY, jpeg, write_shards
 
 from cats_vs_dogs import (
     batch_pipeline,
     batch_predict,
+    beam_runners,
     checkpoints,
     convert_prediction_from_json_to_csv,
     inference,
@@ -163,6 +171,7 @@ def test_few_shards_are_divided_and_read_in_parts(tmp_path):
     parts = list(batch_pipeline.divide((0, path), num_parts=64, batch_size=8))
     assert [part.first for part in parts] == [0, 8, 16, 24, 32, 40, 48]
     assert [part.count for part in parts] == [8, 8, 8, 8, 8, 8, None]
+    assert len({part.name for part in parts}) == len(parts)
     starts = [next(tfrecords.walk(path, part.position, part.first, with_bytes=True)) for part in parts]
     records = list(tfrecords.walk(path, with_bytes=True))
     assert starts == records[::8][: len(parts)]
@@ -170,6 +179,18 @@ def test_few_shards_are_divided_and_read_in_parts(tmp_path):
     assert list(batch_pipeline.divide((7, "not opened"), num_parts=1, batch_size=8)) == [
         batch_pipeline.Part(7, "not opened")
     ]
+
+
+def test_a_whole_batch_before_damage_and_none(train_dir):
+    """A part may end at its damage with a batch that is full, begun or empty."""
+    model = batch_pipeline.load_model(str(train_dir / "export"))
+    for count in (0, 1, 2, 3):
+        data = tfrecords.make_example(jpeg(), "1.jpg", None)
+        records = [batch_pipeline.Record(number, data) for number in range(count)]
+        damage = batch_pipeline.Outcome(count, error="damaged", is_damage=True)
+        outcomes = list(batch_pipeline.predict(model, iter([*records, damage]), batch_size=2))
+        assert [outcome.number for outcome in outcomes] == list(range(count + 1))
+        assert outcomes[-1] == damage and all(outcome.line for outcome in outcomes[:-1])
 
 
 def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, monkeypatch):
@@ -181,11 +202,11 @@ def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, mo
     model, loads = tf.Module(), []
     model.signatures = {"serving_default": lambda example_bytes: outputs}
 
-    def load_model(handler):
-        loads.append(handler)
+    def load_model(model_dir):
+        loads.append(model_dir)
         return model
 
-    monkeypatch.setattr(batch_pipeline.SavedModelHandler, "load_model", load_model)
+    monkeypatch.setattr(batch_pipeline, "load_model", load_model)
     csv_text, errors = predict(write_shards(tmp_path / "in", num_examples=2, num_shards=1))
     assert csv_text == "Id,Probability\nb,0.75\n"
     assert errors[0]["error"] == "the model's prediction is not a probability"
@@ -193,21 +214,29 @@ def test_predictions_that_are_not_probabilities(train_dir, tmp_path, predict, mo
     assert len(loads) == 1
 
 
-def test_publishing_again_after_a_failure(tmp_path):
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    shards = [(number, str(unfinished / str(number)), []) for number in (1, 0)]
-    (unfinished / "0").write_text("0")
-    (unfinished / "1").write_text("1")
-    older = tmp_path / "prediction.results-00000-of-00001"
-    older.write_text("older")
-    # As if a first call had been stopped after it moved one of two files.
-    (unfinished / "0").rename(tmp_path / "prediction.results-00000-of-00002")
+def test_a_part_may_be_predicted_twice_but_must_be_once(train_dir, tmp_path):
+    pattern = write_shards(tmp_path / "in", num_examples=4, num_shards=1, bad=(1, 3))
+    path = pattern.replace("*", "00000-of-00001")
+    (tmp_path / "parts").mkdir()
+    predict_part = batch_pipeline.PartPredictor(str(train_dir / "export"), 2, str(tmp_path / "parts"))
+    first, second = batch_pipeline.divide((0, path), num_parts=2, batch_size=2)
+    (tmp_path / "prediction.results-00000-of-00002").write_text("older")
+    # As if a worker had been lost while it wrote the part, and another one while it renamed the file.
+    (tmp_path / "parts" / "0123").write_text("begun")
+    (tmp_path / "parts" / "0-0.errors").write_text("[]")
     for _ in range(2):
-        batch_pipeline.publish((None, shards), str(tmp_path), str(unfinished))
-        results = sorted(tmp_path.glob("prediction.results-*"))
-        assert [path.read_text() for path in results] == ["0", "1"]
-        assert not unfinished.exists() and not older.exists()
+        predict_part(first)
+        assert {file.name for file in (tmp_path / "parts").iterdir()} == {"0123", "0-0", "0-0.errors"}
+    arguments = [first, second], ["shard"], str(tmp_path), str(tmp_path / "parts")
+    with pytest.raises(UserError, match=f"those of {path} from record {second.first} on are missing; all workers"):
+        batch_pipeline.publish(*arguments)
+    assert (tmp_path / "prediction.results-00000-of-00002").read_text() == "older"
+    predict_part(second)
+    batch_pipeline.publish(*arguments)
+    (results,) = tmp_path.glob("prediction.results-*")
+    assert [row["prediction"]["image_id"] for row in rows_of(results)] == ["cat.0.jpg", "cat.2.jpg"]
+    (row,) = rows_of(tmp_path / ERRORS)
+    assert (row["file"], [record["record"] for record in row["records"]]) == ("shard", [1, 3])
 
 
 @pytest.mark.slow
@@ -257,7 +286,7 @@ def test_pictures_instead_of_shards_are_one_line(predict, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path):
+def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path, monkeypatch):
     pattern = write_shards(tmp_path / "in", num_examples=4, num_shards=2)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "prediction.results-00000-of-00001").write_text("older")
@@ -265,6 +294,9 @@ def test_a_shard_that_cannot_be_opened_ends_the_job(predict, tmp_path):
         (tmp_path / "in" / name).symlink_to(tmp_path / "gone")
         with pytest.raises(UserError, match=f"^the job ended without results: .*{name}; No such file"):
             predict(pattern)
+    monkeypatch.setattr(batch_pipeline, "_PARTS", 1)  # As if there were so many shards that only workers open them.
+    with pytest.raises(UserError, match="train-0: cannot be read: .*; leave it out of the pattern$"):
+        predict(pattern)
     assert [path.read_text() for path in (tmp_path / "results").iterdir()] == ["older"]
 
 
@@ -288,3 +320,197 @@ def test_folders_without_a_usable_model(train_dir, tmp_path):
     tf.saved_model.save(module, str(tmp_path / "other"), signatures={"serving_default": module.f})
     with pytest.raises(UserError, match="its signature serving_default takes x and returns y, not example_bytes and"):
         batch_pipeline.check_model(str(tmp_path / "other"))
+
+
+@pytest.fixture
+def start_scheduler():
+    """Returns a function that starts a scheduler and workers in this process and returns the scheduler's address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(num_workers):
+            settings = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": None}
+            cluster = distributed.LocalCluster(n_workers=num_workers, threads_per_worker=1, **settings)
+            return stack.enter_context(cluster).scheduler_address
+
+        yield start
+
+
+def dask_options(*flags):
+    return batch_predict.parse_beam_flags(["--runner=DaskRunner", *flags], [])
+
+
+def test_dask_by_its_short_name_gets_one_partition_a_part():
+    from apache_beam.options.pipeline_options import StandardOptions
+    from apache_beam.runners.dask.dask_runner import DaskOptions
+
+    for flags, num_partitions in {(): 7, ("--dask_npartitions=2",): 2, ("--dask_partition_size=2",): None}.items():
+        for name in ("DaskRunner", "dask", beam_runners._DASK):
+            options = batch_predict.parse_beam_flags([f"--runner={name}", *flags], [])
+            beam_runners.open_pipeline(options, [])
+            beam_runners.set_partitions(options, 7)
+            assert options.view_as(DaskOptions).npartitions == num_partitions
+            assert options.view_as(StandardOptions).runner == beam_runners._DASK
+
+
+def test_flags_of_dask(monkeypatch):
+    with pytest.raises(UserError, match="^--dask_client_adress=x: no flag of this script or of Beam; did you mean"):
+        dask_options("--dask_client_adress=x")
+    with pytest.raises(UserError, match="^--dask_client_address=x: only Dask's runner has this flag; add --runner=D"):
+        batch_predict.parse_beam_flags(["--dask_client_address=x"], [])
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"^Dask cannot be imported .*; pip install -e '\.\[dask\]'"):
+        dask_options()
+
+
+def test_a_job_on_dask(start_scheduler, infer, train_dir, tmp_path, monkeypatch):
+    pattern = write_shards(tmp_path / "in", "test", num_examples=20, num_shards=2, labelled=False, bad=(7,))
+    torn = tmp_path / "in" / "test-00001-of-00002"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    options = dask_options(f"--dask_client_address={start_scheduler(1)}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    shards = sorted(os.path.join("in", name) for name in os.listdir("in"))
+    model_dir = os.path.relpath(train_dir / "export")
+    batch_pipeline.run(model_dir, shards, "results", 4, options)
+    assert_same_rows(csv_of(tmp_path / "results"), infer(pattern, "skip"))
+    assert [(row["file"], row["count"]) for row in rows_of(tmp_path / "results" / ERRORS)] == [(shards[1], 1)] * 2
+    assert sorted(os.listdir("results")) == [ERRORS, *(f"prediction.results-0000{i}-of-00002" for i in range(2))]
+    # What ends a job on a worker is said as it is.
+    torn.unlink()
+    monkeypatch.setattr(batch_pipeline, "_PARTS", 1)
+    with pytest.raises(UserError, match="test-00001-of-00002: cannot be read: .*No such file"):
+        batch_pipeline.run(model_dir, shards, "results", 4, options)
+
+
+def test_a_cluster_that_cannot_run_the_job_is_one_line(start_scheduler, monkeypatch):
+    flags = ["--dask_client_address=tcp://127.0.0.1:9", "--dask_connection_timeout=1"]
+    with pytest.raises(UserError, match="^--dask_client_address=tcp://127.0.0.1:9: no Dask scheduler answers there"):
+        beam_runners.open_pipeline(dask_options(*flags), [])
+    with pytest.raises(UserError, match="^--dask_scheduler_file=/not/there: no such file; dask scheduler writes it"):
+        beam_runners.open_pipeline(dask_options("--dask_scheduler_file=/not/there"), [])
+    with pytest.raises(UserError, match="^--dask_client_address=abc://x: no Dask scheduler answers there"):
+        beam_runners.open_pipeline(dask_options("--dask_client_address=abc://x"), [])
+    address = start_scheduler(0)
+    monkeypatch.setattr(beam_runners, "_PATIENCE", 0.1)
+    with pytest.raises(UserError, match=f"has had no worker for 0.1 seconds; .*: dask worker {address}$"):
+        beam_runners.open_pipeline(dask_options(f"--dask_client_address={address}"), [])
+    address = start_scheduler(1)
+    options = dask_options(f"--dask_client_address={address}")
+    with pytest.raises(
+        UserError, match=r"^the Dask worker tcp://\S+ has no /not/there; name .* that all machines share$"
+    ):
+        beam_runners.open_pipeline(options, ["/", "gs://x", "/not/there"])
+    with monkeypatch.context() as patch:
+        patch.setattr(beam_runners, "_lack", lambda paths=None: lambda: "" if paths is None else 1 / 0)
+        with pytest.raises(UserError, match=rf"does not answer \(Zero.*'\.\[dask\]'\).*: dask worker {address}$"):
+            beam_runners.open_pipeline(options, [])
+    get_versions = distributed.Client.get_versions
+
+    def with_older_scheduler(client):
+        versions = get_versions(client)
+        versions["scheduler"]["host"]["python"] = "3.9.1.final.0"
+        return versions
+
+    monkeypatch.setattr(distributed.Client, "get_versions", with_older_scheduler)
+    with pytest.raises(
+        UserError, match=r"^the Dask scheduler has Python 3\.9, not 3\.\d+; install .*: dask scheduler$"
+    ):
+        beam_runners.open_pipeline(options, [])
+
+
+def test_a_process_of_the_cluster_says_what_it_lacks(monkeypatch):
+    lack = beam_runners._lack()
+    assert lack() == ""
+    monkeypatch.setattr("apache_beam.__version__", "1.0")
+    assert lack().startswith("has Beam 1.0 and TensorFlow 2.")
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    assert lack().startswith("cannot import what the job needs (")
+
+
+def test_a_job_ends_if_its_cluster_is_gone(start_scheduler, monkeypatch):
+    class Job:
+        def __init__(self):
+            self.client = distributed.Client(start_scheduler(0), set_as_default=False)
+            self.futures = [types.SimpleNamespace(status="cancelled")]
+
+        def wait_until_finish(self, milliseconds):
+            if self.futures[0].status == "pending":
+                raise distributed.TimeoutError
+
+    job = Job()
+    with pytest.raises(UserError, match="^the Dask scheduler tcp://.* was lost; start it and"):
+        beam_runners.wait(job)
+    assert job.client.status == "closed"
+    job = Job()
+    job.futures[0].status = "pending"
+    monkeypatch.setattr(beam_runners, "_PATIENCE", 0.1)
+    with pytest.raises(UserError, match="^the Dask scheduler tcp://.* has had no worker for"):
+        beam_runners.wait(job)
+
+
+def test_a_runner_that_fails_is_one_line(train_dir, tmp_path):
+    write_shards(tmp_path / "in", num_examples=2, num_shards=1)
+    options = batch_predict.parse_beam_flags(["--runner=PortableRunner"], [])
+    with pytest.raises(
+        UserError, match="^--runner=PortableRunner failed: NotImplementedError: You must .* this machine$"
+    ):
+        shards = list(map(str, (tmp_path / "in").iterdir()))
+        batch_pipeline.run(str(train_dir / "export"), shards, str(tmp_path / "in"), 4, options)
+    assert list(map(str, (tmp_path / "in").iterdir())) == shards
+    with (
+        pytest.raises(UserError, match="^--runner=DaskRunner failed: KilledWorker: a b; the logs of the scheduler and"),
+        beam_runners.failures_in_one_line(dask_options()),
+    ):
+        raise type("KilledWorker", (Exception,), {})("a\n b")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_row(run_script, infer, train_dir, tmp_path):
+    """A scheduler and two workers; one worker is killed while it has work."""
+    (tmp_path / "in").mkdir()
+    picture = jpeg(1000, 1000)  # Takes long enough to decode.
+    for shard in range(2):
+        records = [tfrecords.make_example(picture, f"{shard}{number:02d}.jpg", None) for number in range(64)]
+        records[5:5] = [b"no example"]
+        tfrecords.write_shard(tfrecords.shard_path(str(tmp_path / "in"), "test", shard, 2), records)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    scheduler_file = tmp_path / "scheduler.json"
+
+    with contextlib.ExitStack() as stack:
+
+        def start(kind, *flags):
+            command = [sys.executable, "-m", "dask", kind, "--scheduler-file", str(scheduler_file), *flags]
+            log = stack.enter_context(open(tmp_path / f"{kind}.log", "ab"))
+            process = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        start("scheduler", "--host=127.0.0.1", "--port=0", "--dashboard-address=127.0.0.1:0")
+        places = ["--host=127.0.0.1", "--no-dashboard", "--no-nanny", "--nthreads=1", "--memory-limit=0"]
+        victim, _ = (start("worker", *places, f"--local-directory={tmp_path}") for _ in range(2))
+        wait_until(scheduler_file.exists)
+        with distributed.Client(scheduler_file=str(scheduler_file), timeout=300, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=300)
+            address = client.scheduler.address
+
+        def kill_in_the_middle():
+            wait_until(lambda: list((tmp_path / "results").glob("unfinished-*/*.errors")))
+            os.kill(victim.pid, signal.SIGKILL)
+            return len(list((tmp_path / "results").glob("unfinished-*/*.errors")))
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            num_done = pool.submit(kill_in_the_middle)
+            flags = [f"--model_dir={os.path.relpath(train_dir / 'export', tmp_path)}", "--input_data_pattern=in/test-*"]
+            flags += ["--output_path=results", "--runner=DaskRunner", f"--dask_client_address={address}"]
+            process = run_script("batch_predict", *flags, "--batch_size=2", cwd=tmp_path, timeout=600)
+        assert 0 < num_done.result() < 64
+    assert_same_rows(csv_of(tmp_path / "results"), infer(str(tmp_path / "in" / "test-*"), "skip"))
+    assert process.stderr.splitlines()[-1].startswith("WARNING: 2 records or shards could not be read (2: it is not")
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -9,12 +9,13 @@ import zipfile
 import pytest
 from conftest import REPOSITORY, forked_python, jpeg, write_shards
 
-from cats_vs_dogs import export_model
+from cats_vs_dogs import checkpoints, export_model
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 
 BENCHMARKS = {
-    "batch_prediction": ["--shards={shards}", "--model_dir={export}", "--rounds=1", "--copies=2", "--workers", "1"],
+    "batch_prediction": ["--shards={shards}", "--train_dir={train_dir}", "--model_dir={export}"]
+    + ["--rounds=1", "--copies=2", "--workers", "1"],
     "devices": ["--shards={shards}", "--rounds=1", "--batch_size=8", "--epochs=7"],
     "evaluation": ["--shards={shards}", "--rounds=1"],
     "input_pipeline": ["--shards={shards}", "--images={images}", "--sizes", "32", "--rounds=1"],
@@ -29,7 +30,7 @@ SLOW = ("batch_prediction", "devices", "evaluation", "recipes", "train_step", "w
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Returns paths of photos, as a folder and as a .zip of the same name, of shards and of an exported model."""
+    """Returns paths of photos, as a folder and as a .zip of the same name, of shards and of a model with its export."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
@@ -40,8 +41,14 @@ def data(tmp_path_factory):
                 archive.write(path, path.name)
     classifier = Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 8, "area"))
     export_model.ModelExporter(classifier).export_model(str(folder / "export"))
+    checkpoints.save_best(classifier, str(folder / "train_dir"), 1, {})
     shards = write_shards(folder / "shards", num_examples=24, num_shards=2)
-    return {"images": folder / "images", "shards": shards, "export": folder / "export"}
+    return {
+        "images": folder / "images",
+        "shards": shards,
+        "export": folder / "export",
+        "train_dir": folder / "train_dir",
+    }
 
 
 def test_no_benchmark_is_forgotten_here():

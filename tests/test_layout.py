@@ -16,7 +16,7 @@ FLOORS = [
     {"file_patterns"},
     {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"archives", "kept_folders"},
-    {"weight_files"},
+    {"beam_runners", "weight_files"},
     {"config", "event_files", "plain_paths", "tfrecords", "backbones", "batch_norm", "models", "losses"}
     | {"mean_average_precision_calculator", "user_files"},
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}

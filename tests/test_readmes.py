@@ -23,8 +23,8 @@ from conftest import (
 from fake_gcs import FakeGcs
 
 FLAGS_OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode", "setup_file", "max_num_workers"}
-FLAGS_OF_BEAM |= {"project", "region", "temp_location"}
-# Flags of gcloud, TensorBoard, benchmarks and absl; test_vertex.py runs gcloud with them.
+FLAGS_OF_BEAM |= {"project", "region", "temp_location", "dask_client_address"}
+# Flags of gcloud, TensorBoard, Dask, benchmarks and absl; test_vertex.py runs gcloud with them.
 FLAGS_OF_OTHERS = {
     "args",
     "artifact",
@@ -34,8 +34,11 @@ FLAGS_OF_OTHERS = {
     "flagfile",
     "format",
     "help",
+    "host",
     "location",
     "logdir",
+    "nthreads",
+    "port",
     "region",
 }
 LINE_OF_JSON = '{"image_id": "1.jpg", "class_indexes": [0, 1], "predictions": [0.2, 0.8]}\n'
