@@ -4,6 +4,7 @@ The files are mapped into memory. The kernel reads what is used and drops it whe
 little memory for any number of pictures. The next run on the same pictures uses the files, too.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -43,9 +44,9 @@ class PixelFiles:
         self._shards = shards
         read = tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
         key = data_key(read.graph, reader, shards)
-        self._is_reusable = key is not None
-        # What nobody can find again is deleted as soon as it is mapped.
-        self._folder = os.path.join(self.parent, key or uuid.uuid4().hex)
+        self._is_reusable = key is not None and self.num_bytes <= _MAX_KEPT_BYTES
+        # What no later run can find, or is too large to keep, is deleted as soon as it is mapped.
+        self._folder = os.path.join(self.parent, key if self._is_reusable else uuid.uuid4().hex)
 
     def has_room(self) -> bool:
         """Whether they are there, or take at most a quarter of what the disk has free."""
@@ -66,7 +67,7 @@ class PixelFiles:
         is_new = False
         while not (_is_intact(self._folder) and kept_folders.hold(self._folder)):
             is_new = True
-            kept_folders.make_room(self.parent, self.num_bytes, _MAX_KEPT_BYTES)
+            self._check_room()
             kept_folders.make(self._folder, self._write, _is_intact)
         columns = _map(self._folder)
         if not self._is_reusable:  # The mapped bytes stay until the process ends.
@@ -74,6 +75,18 @@ class PixelFiles:
         made = "made" if is_new else "from an earlier run"
         logging.info("Decoded pictures of %d examples %s, in %s", self._shards.num_examples, made, self._folder)
         return columns
+
+    def _check_room(self) -> None:
+        """Makes room for the files, and checks that the disk has it.
+
+        Raises:
+            OSError: if it does not, or the folder cannot be written to.
+        """
+        os.makedirs(self.parent, exist_ok=True)
+        kept_folders.make_room(self.parent, self.num_bytes, _MAX_KEPT_BYTES)
+        needed, free = self.num_bytes / 2**20, shutil.disk_usage(self.parent).free / 2**20
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed:,.0f} MiB are needed, and {free:,.0f} MiB are free")
 
     def _write(self, folder: str) -> None:
         """Decodes all pictures, and writes them into an empty folder, with little memory."""

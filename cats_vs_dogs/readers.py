@@ -21,7 +21,7 @@ from cats_vs_dogs import decoding, example_index, terminal, tfrecords
 
 _SHUFFLE_BYTES = 32 * 2**20  # size of the shuffle buffer; the first batch waits until it is full
 _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
-_BYTES_AHEAD = 128 * 2**20  # size of the batches that are decoded at once, on any number of cores; at least one is
+_BYTES_AHEAD = 64 * 2**20  # size of the batches that are decoded at once, on any number of cores; at least one is
 
 
 def scale_images(images: tf.Tensor) -> tf.Tensor:
@@ -472,7 +472,8 @@ def map_batches(batches: tf.data.Dataset, function: Callable, batch_size: int = 
     if calls > most_calls:
         calls = most_calls
         mapped = batches.map(function, num_parallel_calls=calls, deterministic=True)
-    return mapped.prefetch(min(calls, 2)).with_options(_without_autotuning())
+    # A single call runs one batch ahead by itself.
+    return (mapped.prefetch(2) if calls > 1 else mapped).with_options(_without_autotuning())
 
 
 def _without_autotuning() -> tf.data.Options:

@@ -265,8 +265,8 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         return NoEvaluation()
 
     def make_evaluator() -> Evaluator:
-        # No larger than what is predicted at once: the next training batches wait in memory meanwhile.
-        batch_size = min(1024, rows_at_once(job.settings.model.image_size))
+        # About what is predicted at once, since the next training batches wait in memory meanwhile.
+        batch_size = min(max(64, rows_at_once(job.settings.model.image_size)), 1024)
         cache, needed = job.settings.data.cache, readers.decoded_bytes(job.reader, job.eval_shards)
         fits, decoded = needed <= utils.free_memory() / 4, None
         if cache == "disk" or (cache == "auto" and not fits and job.plan.total_steps > job.plan.steps_per_epoch):

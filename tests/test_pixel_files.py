@@ -200,6 +200,17 @@ def test_there_is_room_for_a_quarter_of_what_is_free_and_up_to_the_limit(tmp_pat
     assert not PixelFiles(reader, shards).has_room()
 
 
+def test_files_beyond_the_limit_are_not_kept_and_a_full_disk_is_said(tmp_path, folder, monkeypatch):
+    reader, shards = opened(write_shards(tmp_path))
+    monkeypatch.setattr(pixel_files, "_MAX_KEPT_BYTES", 10)
+    assert_decoded(PixelFiles(reader, shards).columns(), reader, shards)
+    assert not kept(folder)
+    monkeypatch.setattr(pixel_files.shutil, "disk_usage", lambda path: namedtuple("usage", "free")(3 * 2**20))
+    monkeypatch.setattr(readers, "decoded_bytes", lambda *args: 5 * 2**20)
+    with pytest.raises(UserError, match="^--cache=disk: .*/pixels: 5 MiB are needed, and 3 MiB are free; set XDG_CACH"):
+        training_tools.keep_pictures("disk", reader, shards, 2)
+
+
 def test_the_oldest_files_make_room(tmp_path, folder, monkeypatch):
     cases = [opened(write_shards(tmp_path / str(i), first=100 * i)) for i in range(3)]
     PixelFiles(*cases[0]).columns()
