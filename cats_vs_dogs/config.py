@@ -25,6 +25,7 @@ AVERAGES = ("flip_average", "crop_average")  # Flags of eval.py and inference.py
 SCHEDULES = ("exponential", "cosine", "constant")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 BAD_EXAMPLES = ("fail", "skip")
+CACHES = ("auto", "memory", "disk", "none")
 
 # The optimizers of tf.train in 2017: the Keras class, and the defaults of 2017 where Keras has others.
 # MomentumOptimizer had no default momentum and could not be used; 0.9 is the usual one.
@@ -349,9 +350,11 @@ def _define_data_flags() -> None:
     flags.DEFINE_enum(
         "cache",
         "auto",
-        ["auto", "memory", "none"],
-        "Whether decoded pictures stay in memory for the next epochs. auto: if they need at most a quarter of the free "
-        "memory. The order of examples is the same either way. The output of frozen layers is kept by the same rule.",
+        CACHES,
+        "Where decoded pictures stay for the next epochs. memory; disk: in a file in the user's cache; none: they are "
+        "decoded in each epoch; auto: in memory if they need at most a quarter of what is free there, else on disk by "
+        "the same rule, else none. The weights are the same either way. The output of frozen layers is kept in memory "
+        "by the same rule.",
         module_name="data",
     )
     flags.DEFINE_integer("num_readers", 8, "How many shards are read in turn.", lower_bound=1, module_name="data")

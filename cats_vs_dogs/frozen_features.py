@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from cats_vs_dogs import files, kept_folders, readers, untracked
+from cats_vs_dogs import files, kept_folders, pixel_files, readers, untracked
 from cats_vs_dogs.models import BuiltModel, all_layers
 from cats_vs_dogs.utils import UserError
 
@@ -104,17 +104,14 @@ def _key(
     with_mirrored: bool,
 ) -> str | None:
     """Returns a hash of everything that the features depend on; None if that is not known."""
-    keys = shards.index and shards.index.keys()
-    if keys is None or type(reader) is not readers.CatsVsDogsFeatureReader:  # One of the user's own may read anything.
+    data_key = pixel_files.data_key(reading, reader, shards)
+    if data_key is None:
         return None
-    if untracked.depends_on_more(reading):
-        return None
-    labels = np.array([example.label for example in shards.index], np.int64)
     digest = hashlib.blake2b(digest_size=16)
     devices = sorted({device.device_type for device in tf.config.list_logical_devices()})
-    graphs = (untracked.graph_number(graph, frozen.weights), untracked.graph_number(reading), with_mirrored)
-    digest.update(repr((graphs, tf.__version__, keras.__version__, devices)).encode())
-    for values in (keys, labels, *(weight.numpy() for weight in frozen.weights)):
+    graph_number = untracked.graph_number(graph, frozen.weights)
+    digest.update(repr((data_key, graph_number, with_mirrored, tf.__version__, keras.__version__, devices)).encode())
+    for values in [weight.numpy() for weight in frozen.weights]:
         digest.update(repr((values.shape, values.dtype)).encode())
         digest.update(np.ascontiguousarray(values))
     return digest.hexdigest()

@@ -113,10 +113,15 @@ class Predictor:
 
     def _predict_in_parts(self, model: int, inputs: tf.Tensor, image_size: int, labels: Sequence[tf.Tensor]) -> list:
         """Returns a model's outputs for the parts of a batch: more pictures at once would take too much memory."""
-        rows = max(1, _PIXELS_AT_ONCE // image_size**2)
+        rows = rows_at_once(image_size)
         starts = range(0, len(inputs), rows)
         parts = [[column[start : start + rows] for column in (inputs, *labels)] for start in starts]
         return [output for part in parts for output in self._predict[model](*part)]
+
+
+def rows_at_once(image_size: int) -> int:
+    """Returns how many pictures a model predicts at once."""
+    return max(1, _PIXELS_AT_ONCE // image_size**2)
 
 
 def _by_model(images: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ from cats_vs_dogs import decoding, example_index, terminal, tfrecords
 
 _SHUFFLE_BYTES = 32 * 2**20  # size of the shuffle buffer; the first batch waits until it is full
 _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
+_BYTES_AHEAD = 64 * 2**20  # size of the batches that are decoded at once, on any number of cores; at least one is
 
 
 def scale_images(images: tf.Tensor) -> tf.Tensor:
@@ -54,7 +56,8 @@ def scale_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
             images = tf.raw_ops.Dequantize(input=codes, min_range=-1.0, max_range=1.0, mode="MIN_COMBINED")
         return ids, images, *labels
 
-    return map_batches(batches, scale)
+    # One batch ahead: floats are four times as large as what they are made of.
+    return batches.map(scale).prefetch(1).with_options(_without_autotuning())
 
 
 class BaseReader:
@@ -239,19 +242,25 @@ class Shards:
         return [0, *itertools.accumulate(read)]
 
 
-def make_dataset(reader: BaseReader, shards: Shards, batch_size: int) -> tf.data.Dataset:
+def make_dataset(
+    reader: BaseReader, shards: Shards, batch_size: int, decoded: tuple[tf.Tensor, ...] | None = None
+) -> tf.data.Dataset:
     """Returns all records once, in the order of the files and of the records in them.
 
     Args:
         reader: how to read a record.
         shards: what to read.
         batch_size: records per batch; the last batch may have fewer.
+        decoded: the result of `decode_all`, which the examples are taken from. None: from the files.
 
     Returns:
         Batches of what the reader returns, with images still uint8 (see `scale_images`).
     """
+    if decoded is not None:
+        numbers = tf.data.Dataset.range(shards.num_examples).batch(batch_size)
+        return map_batches(numbers, functools.partial(_gather, decoded), batch_size).with_options(_keep_decoded())
     records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
-    return map_batches(records.batch(batch_size), prepare_function(reader))
+    return map_batches(records.batch(batch_size), prepare_function(reader), batch_size)
 
 
 def first_record(shards: Shards) -> tf.Tensor:
@@ -327,10 +336,15 @@ def make_training_dataset(
             images = change(images, step, start + tf.range(tf.shape(part, tf.int64)[0]))
         return ids, images, *labels, weight
 
+    batches = map_batches(batches, prepare_part, -(-order.batch_size // num_replicas))
+    return batches if decoded is None else batches.with_options(_keep_decoded())
+
+
+def _keep_decoded() -> tf.data.Options:
+    """Returns options without optimizations of the pipeline's graph, which would copy all decoded images into it."""
     options = tf.data.Options()
-    # To optimize the pipeline's graph, TensorFlow would copy all decoded images into it.
-    options.experimental_optimization.apply_default_optimizations = decoded is None
-    return map_batches(batches, prepare_part).with_options(options)
+    options.experimental_optimization.apply_default_optimizations = False
+    return options
 
 
 def _batches_per_epoch(shards: Shards, order: Order) -> int:
@@ -432,22 +446,40 @@ def _empty_array(num_examples: int, spec: tf.TensorSpec) -> np.ndarray:
 
 def decoded_bytes(reader: BaseReader, shards: Shards) -> int:
     """Returns how many bytes of memory the result of `decode_all` takes, without the ids."""
-    specs = make_dataset(reader, shards, batch_size=1).element_spec
-    sizes = [spec.dtype.size * spec.shape[1:].num_elements() for spec in specs if _is_fixed(spec)]
-    return shards.num_examples * sum(sizes)
+    return shards.num_examples * _row_bytes(make_dataset(reader, shards, batch_size=1).element_spec)
 
 
-def map_batches(batches: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
-    """Applies a function to batches on all cores, up to two batches ahead.
+def _row_bytes(specs: Sequence[Any]) -> int:
+    """Returns how many bytes an example of columns takes, as far as that is known; the columns may be nested."""
+    fixed = [spec for spec in tf.nest.flatten(specs) if _is_fixed(spec)]
+    return sum(spec.dtype.size * spec.shape[1:].num_elements() for spec in fixed)
+
+
+def map_batches(batches: tf.data.Dataset, function: Callable, batch_size: int = 1) -> tf.data.Dataset:
+    """Applies a function to batches on all cores, up to two batches ahead; to large batches one at a time.
 
     Autotuning is off. It begins with one core, and a pass over few large batches ends before it uses more. Its thread
     also delays the end of a pass by up to seconds.
+
+    Args:
+        batches: what the function is applied to.
+        function: returns the columns of a batch.
+        batch_size: rows of a batch, to tell how much memory the batches take that are calculated at once.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    calls = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    mapped = batches.map(function, num_parallel_calls=calls, deterministic=True)
+    most_calls = max(1, _BYTES_AHEAD // max(1, batch_size * _row_bytes(mapped.element_spec)))
+    if calls > most_calls:
+        calls = most_calls
+        mapped = batches.map(function, num_parallel_calls=calls, deterministic=True)
+    # A single call runs one batch ahead by itself.
+    return (mapped.prefetch(2) if calls > 1 else mapped).with_options(_without_autotuning())
+
+
+def _without_autotuning() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False
-    batches = batches.map(function, num_parallel_calls=cores, deterministic=True)
-    return batches.prefetch(2).with_options(options)
+    return options
 
 
 def _number_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:

@@ -256,6 +256,7 @@ def loop(job: Job, tools: Tools) -> bool:
         tools.profiler.update(step)
         with files.explain_write_errors(job.settings.train_dir, "train_dir"):
             is_stopped, is_done = write(job, tools, step, outputs)
+        del outputs  # Their pictures would take memory during the next steps.
     job.cluster.sync()  # The chief has written everything.
     if has_steps:
         if step >= plan.total_steps and plan.last_step_flag == "--num_epochs":

@@ -135,7 +135,7 @@ class TrainingLog:
     def log_weights(self, step: int, outputs: StepOutputs) -> None:
         """Writes histograms of the weights and of the input, if that is pictures."""
         if outputs.images:
-            summaries.write_input(self._events, step, [part.numpy() for part in outputs.images])
+            summaries.write_input(self._events, step, [np.asarray(part) for part in outputs.images])
         weights = {weight.path: weight.numpy() for weight in self._classifier.model.weights}
         summaries.write_weights(self._events, step, weights)
 

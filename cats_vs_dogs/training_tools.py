@@ -15,6 +15,7 @@ from cats_vs_dogs import (
     export_model,
     files,
     frozen_features,
+    pixel_files,
     readers,
     report,
     train_dir,
@@ -24,7 +25,7 @@ from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluator
 from cats_vs_dogs.interruption import Alarm, StopRequest
 from cats_vs_dogs.job import Job
-from cats_vs_dogs.prediction import Predictor
+from cats_vs_dogs.prediction import Predictor, rows_at_once
 from cats_vs_dogs.trainer import Profiler, Trainer
 from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
 from cats_vs_dogs.training_log import TrainingLog
@@ -121,7 +122,7 @@ def use_features(job: Job) -> bool:
         why_not = "training pictures grow"
     elif plan.total_steps <= plan.steps_per_epoch:
         why_not = "only one epoch"
-    elif settings.data.cache == "auto" and needed > utils.free_memory() / 4:
+    elif settings.data.cache != "memory" and needed > utils.free_memory() / 4:
         why_not = f"its results take {size}, more than a quarter of the free memory"
     else:
         logging.info("The frozen part of %s runs once for each picture; its results take %s.", model.name, size)
@@ -186,8 +187,8 @@ def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dat
     if on_features:
         with_mirrored = _has_mirrored(data.augment)
         decoded = frozen_features.calculate(job.classifier.model, job.reader, job.shards, with_mirrored)
-    elif use_cache(data.cache, job.reader, job.shards, epochs_left):
-        decoded = readers.decode_all(job.reader, job.shards)
+    elif epochs_left > 0:
+        decoded = keep_pictures(data.cache, job.reader, job.shards, epochs_left)
     return readers.make_training_dataset(
         job.reader,
         job.shards,
@@ -199,27 +200,63 @@ def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dat
     )
 
 
-def use_cache(cache: str, reader: readers.BaseReader, shards: readers.Shards, epochs_left: float) -> bool:
-    """Returns whether to keep decoded pictures in memory, and logs why.
+def keep_pictures(
+    cache: str, reader: readers.BaseReader, shards: readers.Shards, epochs_left: float
+) -> tuple[tf.Tensor, ...] | None:
+    """Decodes all pictures once, unless each epoch is to decode them, and logs which of these happens and why.
 
     Args:
-        cache: "auto", "memory" or "none".
+        cache: one of config.CACHES.
         reader: how to read a record.
         shards: what to read.
         epochs_left: how many epochs remain.
+
+    Returns:
+        The result of `readers.decode_all`, in memory or mapped from files; None: decode in each epoch.
+
+    Raises:
+        UserError: if they cannot be written to the disk, as `cache` says.
     """
-    if cache == "none" or epochs_left <= 0:
-        return False
-    needed, free = readers.decoded_bytes(reader, shards), utils.free_memory()
+    if cache == "none":
+        return None
+    needed = readers.decoded_bytes(reader, shards)
     # Without the free memory itself: the same run twice has the same log.
-    size, fits = f"{needed / 2**20:,.0f} MiB", needed <= free / 4
-    if cache == "memory" or (epochs_left > 1 and fits):
-        why = f"{size}, {'at most' if fits else 'more than'} a quarter of what is free"
+    fits = needed <= utils.free_memory() / 4
+    why = f"{needed / 2**20:,.0f} MiB, {'at most' if fits else 'more than'} a quarter of what is free"
+    if cache == "memory" or (cache == "auto" and fits and epochs_left > 1):
         logging.info("Cache: pictures are decoded once and stay in memory (%s).", why)
-        return True
-    why = "only one epoch" if epochs_left <= 1 else f"{size}, more than a quarter of the free memory"
-    logging.info("Cache: pictures are decoded in each epoch (%s).", why)
-    return False
+        return readers.decode_all(reader, shards)
+    if cache == "auto" and epochs_left <= 1:
+        logging.info("Cache: pictures are decoded in each epoch (only one epoch).")
+        return None
+    on_disk = pixel_files.PixelFiles(reader, shards)
+    if cache == "auto" and not on_disk.has_room():
+        logging.info("Cache: pictures are decoded in each epoch (%s in memory and in %s).", why, on_disk.parent)
+        return None
+    why = "--cache=disk" if cache == "disk" else f"{why} in memory"
+    logging.info("Cache: pictures are decoded once and stay in files (%s).", why)
+    return map_pictures(cache, on_disk)
+
+
+def map_pictures(cache: str, on_disk: pixel_files.PixelFiles) -> tuple[tf.Tensor, ...] | None:
+    """Returns decoded pictures from files; None, with a warning, if they cannot be written and need not be.
+
+    Args:
+        cache: "disk": they must be written; "auto".
+        on_disk: the files.
+
+    Raises:
+        UserError: if they must be written and cannot.
+    """
+    try:
+        return on_disk.columns()
+    except OSError as error:
+        message = f"decoded pictures cannot be written to {on_disk.parent}: {files.explain_error(error)}"
+        advice = "set XDG_CACHE_HOME to a folder that can be written to and has room"
+        if cache == "disk":
+            raise utils.UserError(f"--cache=disk: {message}; {advice}, or pass --cache=none") from error
+        logging.warning("%s; they are decoded in each epoch; %s", message, advice)
+        return None
 
 
 def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEvaluation | NoEvaluation:
@@ -228,9 +265,15 @@ def make_evaluation(job: Job, log: TrainingLog, on_features: bool) -> TrainingEv
         return NoEvaluation()
 
     def make_evaluator() -> Evaluator:
-        batches = readers.make_dataset(job.reader, job.eval_shards, batch_size=1024)
-        needed = readers.decoded_bytes(job.reader, job.eval_shards)
-        if job.settings.data.cache != "none" and needed <= utils.free_memory() / 4:
+        # About what is predicted at once, since the next training batches wait in memory meanwhile.
+        batch_size = min(max(64, rows_at_once(job.settings.model.image_size)), 1024)
+        cache, needed = job.settings.data.cache, readers.decoded_bytes(job.reader, job.eval_shards)
+        fits, decoded = needed <= utils.free_memory() / 4, None
+        if cache == "disk" or (cache == "auto" and not fits and job.plan.total_steps > job.plan.steps_per_epoch):
+            on_disk = pixel_files.PixelFiles(job.reader, job.eval_shards)
+            decoded = map_pictures(cache, on_disk) if cache == "disk" or on_disk.has_room() else None
+        batches = readers.make_dataset(job.reader, job.eval_shards, batch_size, decoded)
+        if cache in ("auto", "memory") and fits:
             batches = batches.cache()
         features = None
         if on_features:

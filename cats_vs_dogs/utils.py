@@ -460,9 +460,10 @@ def place_of(error: Exception) -> str:
 
 
 def free_memory(root: str = "") -> int:
-    """Returns how many bytes of memory this process can still allocate on its machine and in its control group.
+    """Returns how many bytes of memory this process can still allocate on its machine and in its control groups.
 
-    Memory that caches files counts as free, since the kernel reclaims it when a process needs it.
+    A group's limit holds for all groups in it, so each group from the own one up to the root counts. Memory that caches
+    files counts as free, since the kernel reclaims it when a process needs it.
 
     Args:
         root: path in front of /proc and /sys, for tests.
@@ -470,17 +471,44 @@ def free_memory(root: str = "") -> int:
     free = []
     with contextlib.suppress(OSError, KeyError, ValueError):  # macOS and Windows have no such file.
         free.append(1024 * _read_numbers(f"{root}/proc/meminfo")["MemAvailable:"])
-    for folder, limit, used, prefix in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
-        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),  # Version 1.
-    ):
-        with contextlib.suppress(OSError, ValueError):  # No control group, or one without limit: "max".
-            group_free = _read_number(f"{root}/{folder}/{limit}") - _read_number(f"{root}/{folder}/{used}")
-            with contextlib.suppress(OSError, KeyError, ValueError):
-                numbers = _read_numbers(f"{root}/{folder}/memory.stat")
-                group_free += numbers[f"{prefix}inactive_file"] + numbers[f"{prefix}active_file"]
-            free.append(group_free)
+    for version, root_group, path in _memory_groups(root):
+        names = path.split("/")  # The first one is empty: the root group.
+        for depth in range(len(names)):
+            free += _free_in_group(root_group + "/".join(names[: depth + 1]), version)
     return max(0, min(free)) if free else 4 * 2**30
+
+
+def _memory_groups(root: str) -> Iterator[tuple[int, str, str]]:
+    """Yields each version of control groups, the folder of its root group, and the path of the own group below that.
+
+    In a container the path may be the one outside of it. Its folders are not there then, but the root group's folder is
+    that of the container's group.
+    """
+    paths = {1: "", 2: ""}
+    with contextlib.suppress(OSError, ValueError), open(f"{root}/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            number, controllers, path = line.rstrip("\n").split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                paths[2 if number == "0" else 1] = path.rstrip("/")
+    yield 1, f"{root}/sys/fs/cgroup/memory", paths[1]
+    yield 2, f"{root}/sys/fs/cgroup", paths[2]
+    yield 2, f"{root}/sys/fs/cgroup/unified", paths[2]  # Where both versions are mounted.
+
+
+def _free_in_group(folder: str, version: int) -> list[int]:
+    """Returns what is free below each limit of a control group; nothing without a limit or without such a group."""
+    limits, usage, prefix = ("memory.max", "memory.high"), "memory.current", ""
+    if version == 1:
+        limits, usage, prefix = ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"
+    free = []
+    for limit in limits:
+        with contextlib.suppress(OSError, ValueError):  # There is no such file, or no limit: "max".
+            free.append(_read_number(f"{folder}/{limit}") - _read_number(f"{folder}/{usage}"))
+    cached = 0
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        numbers = _read_numbers(f"{folder}/memory.stat")
+        cached = numbers[f"{prefix}inactive_file"] + numbers[f"{prefix}active_file"]
+    return [number + cached for number in free]
 
 
 def _read_number(path: str) -> int:

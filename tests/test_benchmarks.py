@@ -19,13 +19,14 @@ BENCHMARKS = {
     "devices": ["--shards={shards}", "--rounds=1", "--batch_size=8", "--epochs=7"],
     "evaluation": ["--shards={shards}", "--rounds=1"],
     "input_pipeline": ["--shards={shards}", "--images={images}", "--sizes", "32", "--rounds=1"],
+    "memory": ["--shards={shards}", "--sizes", "8", "--rounds=1", "--epochs=2", "--batch_size=8", "--num_photos=16"],
     "metrics": ["--predictions=1000"],
     "recipes": ["--images={images}.zip", "--recipe=quick", "--photos", "8", "--seeds=2", "--choose", "--keep=kept"]
     + ["--", "--image_size=8", "--max_steps=1"],
     "train_step": ["--rounds=1", "--steps=10"],
     "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|convert"],
 }
-SLOW = ("batch_prediction", "devices", "evaluation", "recipes", "train_step", "whole_run")
+SLOW = ("batch_prediction", "devices", "evaluation", "memory", "recipes", "train_step", "whole_run")
 
 
 @pytest.fixture(scope="module")

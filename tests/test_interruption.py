@@ -106,7 +106,8 @@ def test_killed_again_and_again(run_script, shards, tmp_path, model, num_devices
     train(run_script, shards, tmp_path / "whole", *flags, num_devices=num_devices, python=[sys.executable])
     resumed_at = []
     for i, (kill, count) in enumerate([*KILLS[kills], (None, 1)]):
-        cache = ("memory", "none")[i % 2 if model == "NoisyModel" else 0]  # The cache does not change the result.
+        # The cache does not change the result.
+        cache = ("memory", "disk", "none")[i % 3 if model == "NoisyModel" else 0]
         how = {"kill": kill, "count": count, "num_devices": num_devices}
         said = train(run_script, shards, tmp_path / "killed", *flags, f"--cache={cache}", **how)
         resumed_at += re.findall(r"Resuming from .*model.ckpt-(\d+)", said)

@@ -22,7 +22,7 @@ FLOORS = [
     {"cvd_models", "decoding", "optimizers", "photo_sources", "photo_splits", "sample_data", "submission"}
     | {"eval_util", "example_index"},
     {"convert_images_to_tfrecords", "readers", "summaries", "metrics_log", "plan", "report_figures", "saliency"},
-    {"classifier", "distribution", "image_bytes", "open_reader", "photo_shards", "picture_files"},
+    {"classifier", "distribution", "image_bytes", "open_reader", "photo_shards", "picture_files", "pixel_files"},
     {"bad_examples"},
     {"batch_pipeline", "frozen_features", "pixel_models", "prediction", "report_photos", "train_dir", "trainer"},
     {"advice", "checkpoints", "evaluation", "training_log", "trained_data"},

@@ -2,8 +2,11 @@
 
 import collections
 import io
+import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -224,6 +227,45 @@ def test_decoded_images_are_in_memory_once(tmp_path):
     """
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert float(output) < 1.4
+
+
+def counting(batches, seconds=0.0):
+    """Passes on batches, and notes how many calls there were, and how many at once."""
+    lock, seen = threading.Lock(), {"now": 0, "at once": 0, "all": 0}
+
+    def count(images):
+        with lock:
+            seen["now"] += 1
+            seen["all"] += 1
+            seen["at once"] = max(seen["at once"], seen["now"])
+        time.sleep(seconds)
+        with lock:
+            seen["now"] -= 1
+        return images
+
+    def counted(images):
+        return tf.ensure_shape(tf.numpy_function(count, [images], images.dtype), images.shape)
+
+    return counted, seen
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(10**9, min(4, len(os.sched_getaffinity(0)))), (5 * 48, 1), (1, 1)])
+def test_large_batches_are_decoded_one_at_a_time(monkeypatch, limit, at_once):
+    monkeypatch.setattr(readers, "_BYTES_AHEAD", limit)
+    batches = tf.data.Dataset.from_tensor_slices(np.zeros((16, 4, 4, 3), np.uint8)).batch(4)
+    counted, seen = counting(batches, seconds=0.3)
+    assert len(list(readers.map_batches(batches, counted, batch_size=4))) == 4
+    assert seen["all"] == 4 and min(seen["at once"], 4) == at_once
+
+
+def test_floats_are_made_one_batch_ahead():
+    images = np.zeros((16, 4, 4, 3), np.uint8)
+    counted, seen = counting(images)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(1).map(lambda images: (b"", counted(images)))
+    iterator = iter(readers.scale_batches(batches))
+    next(iterator)
+    time.sleep(0.3)
+    assert seen["all"] <= 2
 
 
 def test_a_subclass_with_its_own_preparation_is_used(tmp_path):

@@ -286,20 +286,31 @@ def test_mixed_precision_keeps_weights_predictions_and_loss_in_float32(precision
 
 
 @pytest.mark.parametrize(
-    ("cache", "epochs_left", "free", "expected"),
+    ("cache", "epochs_left", "free", "has_room", "expected"),
     [
-        ("auto", 5, 5 * 400, True),
-        ("auto", 5, 3 * 400, False),
-        ("auto", 1, 10**9, False),
-        ("memory", 1, 0, True),
-        ("none", 5, 10**9, False),
-        ("memory", 0, 10**9, False),
+        ("auto", 5, 4 * 400, True, "memory"),
+        ("auto", 5, 4 * 400 - 1, True, "disk"),
+        ("auto", 5, 4 * 400 - 1, False, None),
+        ("auto", 1, 10**9, True, None),
+        ("memory", 1, 0, True, "memory"),
+        ("disk", 1, 10**9, False, "disk"),
+        ("none", 5, 10**9, True, None),
     ],
 )
-def test_pictures_are_kept_if_they_take_a_quarter_of_the_free_memory(monkeypatch, cache, epochs_left, free, expected):
+def test_pictures_stay_where_they_take_a_quarter_of_what_is_free(
+    monkeypatch, cache, epochs_left, free, has_room, expected
+):
+    class OnDisk:
+        parent = "folder"
+
+        def __init__(self, reader, shards):
+            self.has_room, self.columns = lambda: has_room, lambda: "disk"
+
     monkeypatch.setattr(training_tools.readers, "decoded_bytes", lambda reader, shards: 400)
+    monkeypatch.setattr(training_tools.readers, "decode_all", lambda reader, shards: "memory")
     monkeypatch.setattr(training_tools.utils, "free_memory", lambda: free)
-    assert training_tools.use_cache(cache, None, None, epochs_left) is expected
+    monkeypatch.setattr(training_tools.pixel_files, "PixelFiles", OnDisk)
+    assert training_tools.keep_pictures(cache, None, None, epochs_left) == expected
 
 
 def test_training_stops_at_the_very_step_that_is_not_finite():

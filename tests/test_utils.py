@@ -116,12 +116,76 @@ def test_whether_an_output_can_be_written_is_tried_without_a_trace(tmp_path):
     ],
 )
 def test_free_memory_counts_cached_files_as_free(tmp_path, group_files, expected):
+    assert free_memory(tmp_path, group_files) == expected
+
+
+def free_memory(folder, group_files, own_groups=None):
+    """What is free on a machine with 9,216,000 bytes and these control groups; `own_groups`: of this process."""
     contents = {f"sys/fs/cgroup/{name}": text for name, text in group_files.items()}
     contents["proc/meminfo"] = "MemTotal: 20000 kB\nMemAvailable:   9000 kB\nHugePages_Total: 0\n"
+    if own_groups is not None:
+        contents["proc/self/cgroup"] = own_groups
     for name, text in contents.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert utils.free_memory(str(tmp_path)) == expected
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return utils.free_memory(str(folder))
+
+
+def group(version, name, limit, used, cached=0):
+    """The files of a control group: a limit, what is used, and how much of it caches files."""
+    if version == 1:
+        files_of_group = {"limit_in_bytes": limit, "usage_in_bytes": used}
+        files_of_group["stat"] = f"inactive_file 7\ntotal_inactive_file {cached}\ntotal_active_file 0\n"
+        return {f"memory{name}/memory.{file}": str(text) for file, text in files_of_group.items()}
+    files_of_group = {"max": limit, "current": used, "stat": f"inactive_file {cached}\nactive_file 0\n"}
+    return {f"{name.strip('/')}/memory.{file}": str(text) for file, text in files_of_group.items()}
+
+
+# As Slurm on version 1 and `systemd-run` on version 2 have them.
+OWN_GROUPS = {
+    1: "5:cpu,cpuacct:/other\n4:memory:/slurm/job_7/step_0\n1:name=systemd:/init.scope\n0::/init.scope\n",
+    2: "0::/slurm/job_7/step_0\n",
+}
+NO_LIMIT = {1: 9223372036854771712, 2: "max"}
+JOB, STEP = "/slurm/job_7", "/slurm/job_7/step_0"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([(STEP, 8000, 5000)], 3000),
+        ([(STEP, 8000, 5000, 950)], 3950),
+        ([(JOB, 8000, 5000), (STEP, None, 4000)], 3000),
+        ([(JOB, 8000, 7500), (STEP, 8000, 100)], 500),
+        ([(JOB, 8000, 1000), (STEP, 2000, 900)], 1100),
+        ([("/slurm", 4000, 3000), (JOB, None, 10), (STEP, None, 10)], 1000),
+        ([("", 600, 100), (STEP, 8000, 5000)], 500),
+        ([("/slurm/job_8", 10, 10), ("/slurm/job_7/step_1", 10, 10), ("/init.scope", 10, 10)], 9_216_000),
+        ([("", None, 10), ("/slurm", None, 10), (JOB, None, 10), (STEP, None, 10)], 9_216_000),
+    ],
+    ids=["own", "cached", "outer", "outer is full", "inner", "outermost", "container", "other groups", "no limit"],
+)
+def test_the_smallest_rest_of_all_groups_around_this_process_counts(tmp_path, version, groups, expected):
+    group_files = {}
+    for name, limit, *used in groups:
+        group_files |= group(version, name, NO_LIMIT[version] if limit is None else limit, *used)
+    assert free_memory(tmp_path, group_files, OWN_GROUPS[version]) == expected
+
+
+def test_groups_of_both_versions_and_the_limit_that_slows_down(tmp_path):
+    """Systemd's hybrid mode has version 1 for memory; MemoryHigh= of version 2 slows a process down before it ends."""
+    both = group(1, "/job", 8000, 5000) | {f"unified/{name}": text for name, text in group(2, "job", 9000, 0).items()}
+    assert free_memory(tmp_path / "both", both, "4:memory:/job\n0::/job\n") == 3000
+    high = group(2, "/job", "max", 1000) | {"job/memory.high": "2500"}
+    assert free_memory(tmp_path / "high", high, "0::/job\n") == 1500
+
+
+@pytest.mark.parametrize("own_groups", ["", "no such line\n", "0::/\n", "0::/gone/job\n", "0::/../outside\n"])
+def test_the_root_group_counts_if_the_own_one_is_not_there(tmp_path, own_groups):
+    assert free_memory(tmp_path, group(2, "", 8000, 5000), own_groups) == 3000
+    (tmp_path / "sys/fs/cgroup/memory.current").unlink()
+    assert free_memory(tmp_path, {}, own_groups) == 9_216_000
 
 
 def test_free_memory_where_nothing_says_it(tmp_path):

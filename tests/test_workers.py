@@ -43,7 +43,7 @@ class Workers:
             task = {"type": "worker", "index": number - 1} if number else {"type": chief, "index": 0}
             # A single process has no TF_CONFIG; the extra keys are those of Vertex AI.
             config = json.dumps({"cluster": cluster, "task": {**task, "cloud": "x"}, "environment": "cloud"})
-            environment = {**os.environ, "TMPDIR": str(train_dir.parent)}
+            environment = {**os.environ, "TMPDIR": str(train_dir.parent), "XDG_CACHE_HOME": str(shards / "cache")}
             environment |= {"TF_CONFIG": config} if len(plans) > 1 else {}
             process = subprocess.Popen(
                 [*forked_python(), str(DRIVER), json.dumps(plan), *command],
@@ -80,13 +80,16 @@ def free_ports(count):
 def whole(shards, tmp_path_factory):
     """What two workers give that nothing happens to, and what they said."""
     folder = tmp_path_factory.mktemp("whole")
-    said = Workers(shards, folder / "train_dir", f"--eval_data_pattern={shards}/validation-*").end(0, 0)
+    flags = [f"--eval_data_pattern={shards}/validation-*", "--cache=disk"]
+    said = Workers(shards, folder / "train_dir", *flags).end(0, 0)
     return folder / "train_dir", said
 
 
 @pytest.mark.slow
 def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, whole, tmp_path):
     Workers(shards, tmp_path / "one", plans=[ALONE]).end(0)
+    assert all("Cache: pictures are decoded once and stay in files" in said for said in whole[1])
+    assert len(list((shards / "cache").glob("*/pixels/*"))) == 2  # Both trained on the same; the chief evaluated.
     two, one = values_of(whole[0] / LAST), values_of(tmp_path / "one" / LAST)
     assert two.keys() == one.keys()
     for name in two:
