@@ -158,7 +158,7 @@ class Cluster:
 
     def _sum_rows(self, row: np.ndarray) -> np.ndarray:
         """Returns the row of numbers of each worker: the sum of tables in which every worker fills in its own row."""
-        rows = np.zeros([self.num_workers, len(row)], np.int32)
+        rows = np.zeros([self.num_workers, len(row)], np.int64)
         rows[self.worker] = row
         return self._sum(tf.constant(rows)).numpy() // len(self.replicas)
 

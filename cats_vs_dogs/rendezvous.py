@@ -181,5 +181,5 @@ def check_same(told: Sequence[dict[str, Any]]) -> None:
         more = f"; and {len(differences) - _MAX_SHOWN} more" if len(differences) > _MAX_SHOWN else ""
         raise UserError(
             f"the workers of the cluster differ (worker 1 is the chief): {'; '.join(differences[:_MAX_SHOWN])}{more}; "
-            "start all with the same flags, code, data, versions and --train_dir"
+            "start all with the same flags, code, data and versions, and with a --train_dir that they share"
         )
