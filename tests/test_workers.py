@@ -19,6 +19,7 @@ DRIVER = Path(__file__).resolve().parent / "killed_train.py"
 ALONE = {"kill": None, "count": 1, "num_devices": 1}
 LAST = "model.ckpt-25"
 FLAG = re.compile("--")
+HANGING = 600  # Seconds after which a process is taken to hang, also on a loaded machine.
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,11 @@ class Workers:
 
     def end(self, *codes):
         """Waits for all to end, expects these exit codes, and returns what each said."""
-        said = [process.communicate(timeout=150)[1] for process in self.processes]
+        try:
+            said = [process.communicate(timeout=HANGING)[1] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()  # Does nothing to those that have ended.
         assert [process.returncode for process in self.processes] == list(codes), "\n\n".join(said)
         return said
 
@@ -143,10 +148,10 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
     for plans in ([kill, ALONE], [ALONE, kill]):  # First the chief is lost, then the other.
         workers = Workers(shards, tmp_path, *flags, plans=plans)
         killed, survivor = workers.processes if plans[0] is kill else workers.processes[::-1]
-        rest = killed.communicate(timeout=150)[1]
+        rest = killed.communicate(timeout=HANGING)[1]
         assert killed.returncode == -signal.SIGKILL, rest
         try:
-            said = survivor.communicate(timeout=60)[1]
+            said = survivor.communicate(timeout=180)[1]
         except subprocess.TimeoutExpired:
             survivor.kill()  # Its exit code is then -9.
             said = survivor.communicate()[1]
