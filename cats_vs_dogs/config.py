@@ -57,6 +57,8 @@ WITHOUT_EFFECT = frozenset(
         "keep_checkpoints",
         "profile_steps",
         "log_device_placement",
+        "join_timeout",
+        "worker_timeout",
     }
 )
 
@@ -134,6 +136,8 @@ class SystemConfig:
     precision: str
     jit_compile: str
     log_device_placement: bool
+    join_timeout: float
+    worker_timeout: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -629,6 +633,23 @@ def _define_machine_flags() -> None:
         "profile_steps",
         lambda steps: not steps or (len(steps) == 2 and all(map(str.isdigit, steps)) and int(steps[0]) < int(steps[1])),
         "give two steps, the smaller one first: 10,20",
+    )
+    flags.DEFINE_float(
+        "join_timeout",
+        600,
+        "With several workers (TF_CONFIG): how long one waits at its start for the others, seconds.",
+        1.0,
+        86400.0,
+        module_name="machine",
+    )
+    flags.DEFINE_float(
+        "worker_timeout",
+        30,
+        "With several workers: how long one may not answer, for example because its machine is paused, before it "
+        "counts as lost and training ends on all, seconds.",
+        1.0,
+        86400.0,
+        module_name="machine",
     )
 
 

@@ -7,12 +7,17 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.eager import context  # What sets the time after which a worker is lost is not in tf.config.
 
-from cats_vs_dogs import readers
+from cats_vs_dogs import readers, rendezvous
 from cats_vs_dogs.utils import UserError
+
+_CHUNK = 4096  # Bytes that workers exchange at once.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +135,49 @@ class Cluster:
         Raises:
             UserError: if a worker was lost.
         """
+        return int(self.gather(str(number).encode())[0])
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Returns the data of each worker, on every worker. All workers must call this at the same point.
+
+        Args:
+            data: what this worker has; the others may have more or less.
+
+        Raises:
+            UserError: if a worker was lost.
+        """
         if self.num_workers == 1:
-            return number
-        return int(self._sum(tf.constant(number if self.is_chief else 0, tf.int64))) // len(self.replicas)
+            return [data]
+        sizes = self._sum_rows(np.array([len(data)]))[:, 0]
+        chunks = []
+        for start in range(0, sizes.max(), _CHUNK):  # Of one shape, since each shape needs a graph of its own.
+            chunk = np.frombuffer(data[start : start + _CHUNK], np.uint8)
+            chunks.append(self._sum_rows(np.pad(chunk, (0, _CHUNK - len(chunk)))))
+        rows = np.concatenate(chunks, axis=1) if chunks else np.zeros([self.num_workers, 0])
+        return [row[:size].astype(np.uint8).tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+    def _sum_rows(self, row: np.ndarray) -> np.ndarray:
+        """Returns the row of numbers of each worker: the sum of tables in which every worker fills in its own row."""
+        rows = np.zeros([self.num_workers, len(row)], np.int64)
+        rows[self.worker] = row
+        return self._sum(tf.constant(rows)).numpy() // len(self.replicas)
+
+    def check_same(self, about: dict[str, Any]) -> None:
+        """Checks that all workers tell the same about themselves. All workers must call this at the same point.
+
+        Args:
+            about: what this worker tells, see `rendezvous.check_same`.
+
+        Raises:
+            UserError: if they do not, in the same words on all workers; or if a worker was lost.
+        """
+        told = [json.loads(text) for text in self.gather(json.dumps(about).encode())]
+        try:
+            rendezvous.check_same(told)
+        except UserError:
+            with contextlib.suppress(UserError):
+                self.sync()  # Nobody ends before all know; a worker that ended would be lost for the others.
+            raise
 
     def _sum(self, value: tf.Tensor) -> tf.Tensor:
         """Returns the sum of a value over the replicas of all workers."""
@@ -165,8 +210,9 @@ class Cluster:
             if self.num_workers == 1 or not any(sign in str(error) for sign in signs):
                 raise
             raise UserError(
-                f"another worker of the cluster was lost (this is {self}); training ended on all workers; see the last "
-                "log lines of the lost one, then start all again: they resume from the last checkpoint"
+                f"another worker of the cluster was lost (this is {self}): it ended, or it did not answer for longer "
+                "than --worker_timeout, perhaps because it was paused; training ended on all workers; see the last log "
+                "lines of the lost one, then start all again: they resume from the last checkpoint"
             ) from error
 
     def __str__(self) -> str:
@@ -182,13 +228,19 @@ def local_devices() -> Cluster:
     return Cluster(tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy())
 
 
-def join_cluster() -> Cluster:
+def join_cluster(about: dict[str, Any], join_timeout: float, worker_timeout: float) -> Cluster:
     """Returns the devices to train on: those of all workers that the variable TF_CONFIG names, or of this machine.
 
     Call it before TensorFlow computes anything: a process can join a cluster only at its start.
 
+    Args:
+        about: what all workers must have in common, see `rendezvous.check_same`.
+        join_timeout: how many seconds to wait for the other workers.
+        worker_timeout: how many seconds a worker may not answer before it counts as lost.
+
     Raises:
-        UserError: if TF_CONFIG is invalid or has kinds of tasks that the kit does not support.
+        UserError: if TF_CONFIG is invalid or has kinds of tasks that the kit does not support, if the workers differ,
+            or if one is missing after `join_timeout`.
     """
     cluster = read_tf_config(os.environ.get("TF_CONFIG", ""))
     if cluster is None:
@@ -196,21 +248,55 @@ def join_cluster() -> Cluster:
         joined = local_devices()
     else:
         config, num_workers, worker = cluster
+        jobs = {job: config["cluster"][job] for job in ("chief", "worker") if config["cluster"].get(job)}
+        addresses = [str(address) for tasks in jobs.values() for address in tasks]
+        others = [address for i, address in enumerate(addresses) if i != worker]
+        logging.info("Worker %d of %d: waiting for %s.", worker + 1, num_workers, ", ".join(others))
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+        about = {"the cluster in TF_CONFIG": jobs, "the number of GPUs": num_gpus, **about}
+        rendezvous.check_same(rendezvous.meet(addresses, worker, about, join_timeout))
         os.environ["TF_CONFIG"] = json.dumps(config)  # With "chief" for "master", which TensorFlow does not know.
-        logging.info("Worker %d of %d: waiting for the others.", worker + 1, num_workers)
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            joined = Cluster(tf.distribute.MultiWorkerMirroredStrategy(), num_workers, worker)
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"TF_CONFIG={os.environ['TF_CONFIG']}: cannot join the cluster: {error.message}; check that every "
-                "worker runs and can be reached at its address"
-            ) from error
-        signal.signal(signal.SIGTERM, on_sigterm)  # TensorFlow has installed a handler of its own.
+        joined = Cluster(_join(jobs, join_timeout, worker_timeout), num_workers, worker)
         logging.info("Training on %d devices. This is %s.", joined.num_replicas, joined)
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
     logging.info(*(("Using the following GPUs to train: %s", gpus) if gpus else ("No GPUs found. Training on CPU.",)))
     return joined
+
+
+def _join(jobs: dict[str, list[str]], join_timeout: float, worker_timeout: float) -> tf.distribute.Strategy:
+    """Lets TensorFlow connect the workers; they are all there, so it takes a moment.
+
+    Args:
+        jobs: addresses by kind of worker.
+        join_timeout: how many seconds to wait for the other workers.
+        worker_timeout: how many seconds a worker may not answer before it counts as lost.
+
+    Raises:
+        UserError: if TensorFlow cannot connect them.
+    """
+    listed = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
+    for job, tasks in jobs.items():
+        listed.add(name=job, num_tasks=len(tasks))
+    # The strategy would do the same, with 10 seconds for `worker_timeout` and an hour for `join_timeout`.
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{next(iter(jobs))}/replica:0/task:0",
+        cluster_register_timeout_in_ms=round(1000 * join_timeout),
+        heartbeat_timeout_in_ms=round(1000 * worker_timeout),
+        coordinated_jobs=list(listed),
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would run only after TensorFlow's wait.
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"TF_CONFIG={os.environ['TF_CONFIG']}: cannot join the cluster: {error.message}; check that every "
+            "worker runs and can be reached at its address"
+        ) from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # TensorFlow has installed a handler of its own for SIGTERM.
 
 
 def read_tf_config(tf_config: str) -> tuple[dict, int, int] | None:

@@ -1,6 +1,7 @@
 """What a training run consists of, built from its settings: everything that can be wrong is found here."""
 
 import dataclasses
+import os
 from typing import Any
 
 import keras
@@ -98,6 +99,8 @@ def look(settings: Config, cluster: Cluster) -> Job:
         plan.total_steps,
     )
     sizes = make_size_schedule(settings, plan)
+    if cluster.num_workers > 1:
+        cluster.check_same(in_common(settings, shards, any_size=sizes is not None))
     with cluster.strategy.scope():
         classifier, optimizer, predictor = build(settings, learning_rate, is_new, sizes is not None)
     return Job(
@@ -215,6 +218,29 @@ def check_is_of_sample_set(settings: Config) -> None:
             f"--train_data_pattern: not given, but the model in --train_dir={folder} was trained on {pattern}; pass "
             "the same to resume it, or --start_new_model to delete it, or another --train_dir"
         )
+
+
+def in_common(settings: Config, shards: readers.Shards, any_size: bool) -> dict[str, Any]:
+    """Returns what all workers must share of shards and model, by what it is. Folders may differ.
+
+    The model is built once more for that, on this worker alone: when workers build it together, they wait without end
+    for each other's weights if those differ.
+
+    Args:
+        settings: name the model.
+        shards: what to train on, in this order.
+        any_size: whether training pictures have several sizes.
+    """
+    counts = enumerate(shards.records.items(), start=1)
+    read = {f"training shard {i}": f"{os.path.basename(path)}, {count} records" for i, (path, count) in counts}
+    classifier = Classifier(settings.model, settings.system.precision, any_size=any_size)
+    trainable = {variable.path for variable in classifier.model.trainable_variables}
+    weights = {
+        f"the weight {weight.path}": f"{list(weight.shape)}, {'trained' if weight.path in trainable else 'not trained'}"
+        for weight in classifier.model.weights
+    }
+    graph = {"the number that stands for what the model calculates": classifier.graph_number}
+    return {"the number of training shards": len(shards.records), **read, **weights, **graph}
 
 
 def make_size_schedule(settings: Config, plan: Plan) -> augmentation.SizeSchedule | None:

@@ -34,7 +34,6 @@ import re
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,7 +49,7 @@ from cats_vs_dogs.job import Job, look
 from cats_vs_dogs.readers import get_reader  # noqa: F401 - It was here in 2017.
 from cats_vs_dogs.trainer import SUMS, Profiler, StepOutputs, Trainer  # noqa: F401 - Trainer was here in 2017.
 from cats_vs_dogs.training_evaluation import NoEvaluation, TrainingEvaluation
-from cats_vs_dogs.training_log import TrainingLog
+from cats_vs_dogs.training_log import TrainingLog, gather_batch
 from cats_vs_dogs.training_tools import (
     Exporter,
     Nothing,
@@ -72,7 +71,8 @@ def main() -> None:
         logging.info("%s", flag_files.describe(flags.FLAGS))
     find_classes(settings.model)
     with calculating_as_asked(settings.system):
-        cluster = distribution.join_cluster()
+        in_common = {**train_dir.in_common(settings), **user_files.code_hashes()}
+        cluster = distribution.join_cluster(in_common, settings.system.join_timeout, settings.system.worker_timeout)
         with cluster.explain_lost_workers():
             stop_signal = train(settings, cluster)
     if stop_signal:
@@ -134,7 +134,7 @@ def prepare(job: Job) -> None:
         train_dir.delete_model(folder)
     cluster.sync()  # The chief has deleted it.
     restored = job.state.restore()
-    check_same_as_chief(cluster, job.record, job.state.step, folder)
+    cluster.check_same({"the step that --train_dir resumes from": job.state.step})
     if cluster.is_chief:
         if restored:
             train_dir.warn_of_changes(folder, job.record, trained_data.has_new_pictures(folder, job.shards))
@@ -153,26 +153,6 @@ def prepare(job: Job) -> None:
                     job.eval_shards, os.path.join(train_dir.eval_dir(folder), "bad_examples.csv")
                 )
     log_job(job, restored)
-
-
-def check_same_as_chief(cluster: Cluster, record: dict[str, Any], step: int, folder: str) -> None:
-    """Checks that all workers do the same: otherwise they would wait for each other without end.
-
-    Raises:
-        UserError: if this worker has other settings or shards than the chief, or resumes from another step.
-    """
-    fingerprint = train_dir.fingerprint(record)
-    if cluster.broadcast_from_chief(fingerprint) != fingerprint:
-        raise utils.UserError(
-            f"this is {cluster}: its flags, its shards or its version of TensorFlow are not the chief's; start all "
-            "with the same"
-        )
-    chief_step = cluster.broadcast_from_chief(step)
-    if step != chief_step:
-        raise utils.UserError(
-            f"--train_dir={folder}: the chief resumes from step {chief_step} there, this worker from step {step}; "
-            "name a folder that all workers share, such as one on gs://"
-        )
 
 
 def log_job(job: Job, restored: str | None) -> None:
@@ -270,7 +250,7 @@ def write(job: Job, tools: Tools, step: int, outputs: StepOutputs) -> tuple[bool
     plan, is_last = job.plan, step >= job.plan.total_steps
     saves = is_last or tools.saver.is_due() or plan.evaluation_is_due(step)
     if plan.log_is_due(step):
-        tools.log.log_step(step, outputs, tools.trainer)
+        tools.log.log_step(step, outputs, tools.trainer, *gather_batch(job.cluster, outputs))
         job.state.progress.sums.assign(np.zeros(len(SUMS)))  # Each line has the means since the line before.
     if saves:
         tools.evaluation.run(step, is_last, lambda: bool(tools.stop))

@@ -378,12 +378,12 @@ def find_run(model_dir: str) -> tuple[str, dict[str, Any]]:
     return (model_dir, run) if run or name != "best" else (parent, read_run(parent))
 
 
-def fingerprint(record: dict[str, Any]) -> int:
-    """Returns a number that all workers share if they have the same settings and shards; folders may differ."""
-    folders = ("train_dir", "train_data_pattern", "eval_data_pattern")
-    flags = {name: value for name, value in record["flags"].items() if name not in folders}
-    common = [flags, bool(record["flags"]["eval_data_pattern"]), record["versions"]["tensorflow"], _shards(record)]
-    return zlib.crc32(json.dumps(common).encode())
+def in_common(config: Config) -> dict[str, Any]:
+    """Returns the flags and the versions that all workers must share, by name; folders may differ."""
+    own = ("train_dir", "train_data_pattern", "eval_data_pattern", "join_timeout")
+    flags = {f"--{name}": value for name, value in config.settings().items() if name not in own}
+    libraries = {f"the version of {name}": version for name, version in versions().items()}
+    return {**flags, "whether --eval_data_pattern is given": bool(config.data.eval_data_pattern), **libraries}
 
 
 def warn_of_changes(train_dir: str, record: dict[str, Any], has_new_pictures: bool = False) -> None:

@@ -11,6 +11,7 @@ from cats_vs_dogs import eval_util, metrics_log, summaries, terminal
 from cats_vs_dogs.augmentation import SizeSchedule
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import WITHOUT_EFFECT
+from cats_vs_dogs.distribution import Cluster
 from cats_vs_dogs.event_files import EventFile
 from cats_vs_dogs.plan import Plan
 from cats_vs_dogs.trainer import SUMS, StepOutputs, Trainer
@@ -60,21 +61,24 @@ class TrainingLog:
         if self._line.is_shown:
             self._line.show(["TensorFlow builds the graph of a step; the first one takes longer ..."])
 
-    def log_step(self, step: int, outputs: StepOutputs, trainer: Trainer) -> None:
+    def log_step(
+        self, step: int, outputs: StepOutputs, trainer: Trainer, probabilities: np.ndarray, labels: np.ndarray
+    ) -> None:
         """Logs a step, and at the first logged step also some of its pictures.
 
         Losses and accuracy are means over all examples since the step logged before, on all devices. GAP ranks those of
-        the last batch.
+        the last batch, on all devices.
 
         Args:
             step: the number of steps done.
             outputs: those of the last of them.
             trainer: knows how long its steps took.
+            probabilities: the first result of `gather_batch`.
+            labels: the second result of `gather_batch`.
 
         Raises:
             UserError: if the loss's probability() returns values that are not probabilities.
         """
-        probabilities, labels = (_gather(parts, outputs.weights) for parts in (outputs.probabilities, outputs.labels))
         eval_util.check_probabilities(probabilities, self._classifier.spec.label_loss)
         clock = (trainer.timed_steps, trainer.seconds, trainer.waiting_seconds)
         timed_steps, seconds, waiting = (now - then for now, then in zip(clock, self._last_clock, strict=True))
@@ -107,7 +111,11 @@ class TrainingLog:
         metrics_log.write_scalars(self._events, step, row, metrics_log.TRAINING_CHARTS)
         summaries.write_gradient_norms(self._events, step, list(outputs.gradient_norms.values()))
         if self._plan.is_first_logged(step) and outputs.images:
-            images = _gather([part[:_NUM_PHOTOS] for part in outputs.images], outputs.weights)[:_NUM_PHOTOS]
+            # The chief's are the first of the batch. If it has none, its first device has a copy of the first.
+            own = [
+                part[:_NUM_PHOTOS] for part, weight in zip(outputs.images, outputs.weights, strict=True) if weight > 0
+            ]
+            images = np.concatenate([part.numpy() for part in own or outputs.images[:1]])[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
 
@@ -149,11 +157,24 @@ class TrainingLog:
         self._line.close()
 
 
-def _gather(parts: list[tf.Tensor], weights: list[tf.Tensor]) -> np.ndarray:
-    """Returns the batch whose parts the devices of this worker have.
+def gather_batch(cluster: Cluster, outputs: StepOutputs) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the probabilities and the labels of a step's whole batch. All workers must call this at the same point.
 
-    Parts with weight 0 are copies of examples that another device has. They are left out, unless this worker has no
-    other: the last batch of an epoch may be small.
+    Parts with weight 0 are left out: they are copies of examples that another device has.
+
+    Args:
+        cluster: the devices that have its parts.
+        outputs: those of the step, on this worker.
+
+    Returns:
+        Arrays of shape [batch, 1].
     """
-    own = [part for part, weight in zip(parts, weights, strict=True) if weight > 0]
-    return np.concatenate([part.numpy() for part in own or parts])
+    parts = zip(outputs.probabilities, outputs.labels, outputs.weights, strict=True)
+    own = [
+        tf.concat([probabilities, tf.cast(labels, tf.float32)], 1)
+        for probabilities, labels, weight in parts
+        if weight > 0
+    ]
+    gathered = cluster.gather(b"".join(part.numpy().tobytes() for part in own))
+    rows = np.frombuffer(b"".join(gathered), np.float32).reshape(-1, 2)
+    return rows[:, :1], rows[:, 1:].astype(np.int32)

@@ -1,7 +1,11 @@
-"""Imports the files that users edit, and says in one line what is wrong in them."""
+"""Imports the files that users edit, says in one line what is wrong in them, and what tells them from others."""
 
+import contextlib
+import hashlib
 import importlib
 import os
+import sys
+import sysconfig
 import traceback
 
 from cats_vs_dogs import plain_imports, porting
@@ -31,6 +35,25 @@ def import_all() -> None:
             raise
         except Exception as error:
             raise UserError(explain(error)) from error
+
+
+def code_hashes() -> dict[str, str]:
+    """Returns a hash of each imported file of the kit and of the user, by what it is: "the code of losses.py".
+
+    The user's are all that are not in a folder of Python or of installed packages; they have the module's name.
+    """
+    kit = os.path.realpath(_FOLDER)
+    libraries = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    hashes: dict[str, str] = {}
+    for module in list(sys.modules.values()):
+        path = os.path.realpath(getattr(module, "__file__", None) or "")
+        is_kit = path.startswith(kit + os.sep)
+        is_library = any(path.startswith(folder + os.sep) for folder in libraries) or "-packages" + os.sep in path
+        if path.endswith(".py") and (is_kit or not is_library):
+            name = os.path.relpath(path, kit) if is_kit else module.__name__
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # It may have been deleted since.
+                hashes[f"the code of {name}"] = hashlib.blake2b(file.read(), digest_size=4).hexdigest()
+    return dict(sorted(hashes.items()))
 
 
 def explain(error: Exception) -> str:

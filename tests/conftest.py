@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,15 @@ def write_shards(folder, split="train", num_examples=24, num_shards=3, labelled=
         path = tfrecords.shard_path(str(folder), split, shard, num_shards)
         tfrecords.write_shard(path, examples[shard::num_shards])
     return str(folder / f"{split}-*")
+
+
+def free_ports(count):
+    """Returns the numbers of some ports of this machine that no program has."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 def values_of(checkpoint):

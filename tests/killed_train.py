@@ -43,7 +43,16 @@ class FrozenModel(models.BaseModel):
         return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net), "features": features}
 
 
+class OtherModel(models.BaseModel):
+    """On each machine another model."""
+
+    def create_model(self, model_input):
+        net = keras.layers.Dense(int(os.environ["UNITS"]))(keras.layers.Flatten()(model_input))
+        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
+
+
 cvd_models.NoisyModel = NoisyModel
+cvd_models.OtherModel = OtherModel
 cvd_models.FrozenModel = FrozenModel
 
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"plain_imports", "functions_of_2017"},
     {"flag_files", "flag_names", "path_flags"},
     {"utils", "labels", "augmentation", "interruption", "pictures", "terminal"},
-    {"file_patterns"},
+    {"file_patterns", "rendezvous"},
     {"files", "figures", "pixel_checks", "porting", "untracked", "average_precision_calculator"},
     {"archives", "kept_folders"},
     {"beam_runners", "weight_files"},

@@ -12,14 +12,24 @@ import pytest
 import tensorflow as tf
 from conftest import make_config, values_of, write_shards
 
-from cats_vs_dogs import checkpoints, distribution, eval_util, optimizers, readers, train, train_dir, training_tools
+from cats_vs_dogs import (
+    checkpoints,
+    distribution,
+    eval_util,
+    job,
+    optimizers,
+    readers,
+    train,
+    train_dir,
+    training_tools,
+)
 from cats_vs_dogs import trainer as trainer_module
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.interruption import StopRequest
 from cats_vs_dogs.plan import Plan
 from cats_vs_dogs.trainer import SUMS, StepOutputs, Trainer
-from cats_vs_dogs.training_log import TrainingLog
+from cats_vs_dogs.training_log import TrainingLog, gather_batch
 from cats_vs_dogs.utils import UserError
 
 
@@ -184,9 +194,10 @@ def test_the_line_and_the_row_of_a_step(tmp_path, caplog):
     sums = 1000 * np.array([1, 0.84, 0.01, 0.7, 0.5])  # As many examples as ten steps have.
     weights = [tf.constant(1.0), tf.constant(0.0)]
     outputs = StepOutputs(10, True, 2.0, 1.5, {"kernel": 1.5}, 9.9, 9.9, [], *columns, weights, sums)
-    log.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75))
+    batch = gather_batch(distribution.local_devices(), outputs)
+    log.log_step(20, outputs, types.SimpleNamespace(timed_steps=19, seconds=19.0, waiting_seconds=4.75), *batch)
     # The clock did not tick; in the mean time of a step, the older one counts four times as much.
-    log.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75))
+    log.log_step(21, outputs, types.SimpleNamespace(timed_steps=20, seconds=19.0, waiting_seconds=4.75), *batch)
     first, second = caplog.messages
     assert first == (
         "training step 20 | Loss: 0.84 Examples/sec: 100.00 | Hit@1: 0.50 PERR: 0.50 GAP: 0.83 | "
@@ -358,21 +369,21 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     assert not check_train_dir(tmp_path, model="MoeModel", start_new_model=True)
 
 
-@pytest.mark.parametrize(
-    ("seed", "step", "reason"), [(0, 8, None), (1, 8, "its flags, its shards"), (0, 0, "the chief resumes from step 8")]
-)
-def test_a_worker_that_would_do_something_else_than_the_chief_is_refused(monkeypatch, seed, step, reason):
-    def record(seed):
-        return {"flags": {"seed": seed, "eval_data_pattern": ""}, "versions": {"tensorflow": "2"}, "shards": {}}
+def test_what_workers_compare_of_shards_and_model():
+    def in_common(records, **settings):
+        shards = readers.Shards(records)
+        return job.in_common(make_config(image_size=8, **settings), shards, any_size=False)
 
-    cluster = distribution.Cluster(tf.distribute.get_strategy(), num_workers=2, worker=1)
-    answers = iter([train_dir.fingerprint(record(0)), 8])
-    monkeypatch.setattr(distribution.Cluster, "broadcast_from_chief", lambda self, number: next(answers))
-    if reason is None:
-        train.check_same_as_chief(cluster, record(seed), step, "/a")
-        return
-    with pytest.raises(UserError, match=reason):
-        train.check_same_as_chief(cluster, record(seed), step, "/a")
+    common = in_common({"/a/train-0": 5, "/a/train-1": 4})
+    assert common["training shard 2"] == "train-1, 4 records" and common["the number of training shards"] == 2
+    assert [value for name, value in common.items() if name.startswith("the weight")] == [
+        "[192, 1], trained",
+        "[1], trained",
+    ]
+    assert in_common({"/b/train-0": 5, "/b/train-1": 4}) == common
+    for other in (in_common({"/a/train-1": 4, "/a/train-0": 5}), in_common({"/a/train-0": 5, "/a/train-1": 3})):
+        assert other != common
+    assert in_common({"/a/train-0": 5, "/a/train-1": 4}, label_loss="HingeLoss") != common  # The same weights.
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):

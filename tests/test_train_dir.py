@@ -60,11 +60,12 @@ def test_another_tensorflow_is_said(tmp_path, caplog):
 
 
 def test_what_all_workers_must_have_in_common():
-    common = train_dir.fingerprint(record())
-    moved = record({"/b/train-0": 5, "/b/train-1": 4}, train_dir="/b", train_data_pattern="/b/train-*")
-    assert train_dir.fingerprint(moved) == common
-    for other in (record({"/data/train-0": 5}), record(log_steps=9), record(eval_data_pattern="/data/validation-*")):
-        assert train_dir.fingerprint(other) != common
+    common = train_dir.in_common(make_config(**SETTINGS))
+    assert common["--batch_size"] == 512 and {"the version of keras", "the version of python"} <= common.keys()
+    elsewhere = make_config(train_dir="/b", train_data_pattern="/b/train-*", join_timeout=5.0)
+    assert train_dir.in_common(elsewhere) == common
+    for changed in ({"log_steps": 9}, {"worker_timeout": 9.0}, {"eval_data_pattern": "/data/validation-*"}):
+        assert train_dir.in_common(make_config(**SETTINGS, **changed)) != common
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])

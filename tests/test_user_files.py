@@ -1,5 +1,6 @@
 """A mistake in a file that users edit is reported in one line."""
 
+import json
 import shutil
 import subprocess
 
@@ -53,3 +54,25 @@ def test_a_mistake_is_one_line(tmp_path, name, line, expected):
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 1 and process.stderr.startswith(f"error: {expected}"), process.stderr
     assert process.stderr.count("\n") == 1, process.stderr
+
+
+@pytest.mark.slow
+def test_the_code_that_workers_compare(tmp_path):
+    def code_hashes(name, code):
+        """Those of a copy of the kit whose losses.py has a line of code more, and which is at another place."""
+        shutil.copytree(REPOSITORY / "cats_vs_dogs", tmp_path / name / "cats_vs_dogs")
+        with open(tmp_path / name / "cats_vs_dogs" / "losses.py", "a") as file:
+            file.write(code)
+        (tmp_path / name / "of_the_user.py").write_text(code)
+        (tmp_path / name / "script.py").write_text(
+            "import json, sys; sys.path.insert(0, sys.path[0]); import of_the_user, cats_vs_dogs.losses\n"
+            "from cats_vs_dogs import user_files; print(json.dumps(user_files.code_hashes()))"
+        )
+        command = [*forked_python(), str(tmp_path / name / "script.py")]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    first, same, other = code_hashes("a", ""), code_hashes("b", ""), code_hashes("c", "\nx = 1\n")
+    assert first == same
+    changed = {name for name in first if first[name] != other[name]}
+    assert changed == {"the code of losses.py", "the code of of_the_user"}
+    assert "the code of plain_imports.py" in first and not any("tensorflow" in name for name in first)

@@ -4,14 +4,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import forked_python, values_of, write_shards
+from conftest import forked_python, free_ports, values_of, write_shards
 
 from cats_vs_dogs import distribution
 from cats_vs_dogs.utils import UserError
@@ -19,6 +18,8 @@ from cats_vs_dogs.utils import UserError
 DRIVER = Path(__file__).resolve().parent / "killed_train.py"
 ALONE = {"kill": None, "count": 1, "num_devices": 1}
 LAST = "model.ckpt-25"
+FLAG = re.compile("--")
+HANGING = 600  # Seconds after which a process is taken to hang, also on a loaded machine.
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +34,36 @@ def shards(tmp_path_factory):
 class Workers:
     """Processes of train.py, one for each plan, that train one model in 5 epochs of 5 steps unless a flag says else."""
 
-    def __init__(self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief"):
+    def __init__(self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief", of_each=((), ()), start=None):
+        """Starts them.
+
+        Args:
+            shards: folder of the shards.
+            train_dir: the train_dir of all.
+            flags: those of all.
+            plans: what killed_train.py does in each.
+            chief: what TF_CONFIG calls the chief.
+            of_each: more of each process: flags, and variables of the environment such as "UNITS=3".
+            start: numbers of the workers to start; None: all.
+        """
         ports = free_ports(len(plans))
         cluster = {chief: [f"127.0.0.1:{ports[0]}"], "worker": [f"127.0.0.1:{port}" for port in ports[1:]]}
         command = [f"--train_data_pattern={shards}/train-*", f"--train_dir={train_dir}", "--image_size=16", "--seed=3"]
         command += [f"--batch_size={16 // len(plans)}", "--model=MoeModel", "--log_steps=2", *flags]
         self.processes = []
+        self.addresses = [f"127.0.0.1:{port}" for port in ports]
         for number, plan in enumerate(plans):
+            if start is not None and number not in start:
+                continue
             task = {"type": "worker", "index": number - 1} if number else {"type": chief, "index": 0}
             # A single process has no TF_CONFIG; the extra keys are those of Vertex AI.
             config = json.dumps({"cluster": cluster, "task": {**task, "cloud": "x"}, "environment": "cloud"})
             environment = {**os.environ, "TMPDIR": str(train_dir.parent), "XDG_CACHE_HOME": str(shards / "cache")}
             environment |= {"TF_CONFIG": config} if len(plans) > 1 else {}
+            own = of_each[number]
+            environment |= dict(word.split("=") for word in own if not word.startswith("--"))
             process = subprocess.Popen(
-                [*forked_python(), str(DRIVER), json.dumps(plan), *command],
+                [*forked_python(), str(DRIVER), json.dumps(plan), *command, *filter(FLAG.match, own)],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -55,7 +72,7 @@ class Workers:
             self.processes.append(process)
 
     def read_until(self, start):
-        """Reads what the chief says, up to a line that begins so."""
+        """Reads what the first process says, up to a line that begins so."""
         for line in self.processes[0].stderr:
             if line.startswith(start):
                 return
@@ -63,17 +80,13 @@ class Workers:
 
     def end(self, *codes):
         """Waits for all to end, expects these exit codes, and returns what each said."""
-        said = [process.communicate(timeout=150)[1] for process in self.processes]
+        try:
+            said = [process.communicate(timeout=HANGING)[1] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()  # Does nothing to those that have ended.
         assert [process.returncode for process in self.processes] == list(codes), "\n\n".join(said)
         return said
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +108,15 @@ def test_two_workers_give_what_one_process_gives_with_twice_the_batch(shards, wh
     for name in two:
         if "progress" not in name:
             np.testing.assert_allclose(two[name], one[name], atol=1e-6, rtol=0, err_msg=name)
+    # The lines of the chief are about the whole batch, also about the last one of an epoch, of one example.
+    of_two, of_one = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole[0], tmp_path / "one")
+    )
+    of_two = [row for row in of_two if row["kind"] == "training"]
+    assert [row["step"] for row in of_two] == [row["step"] for row in of_one] == [*range(2, 25, 2), 25]
+    for name in ("accuracy", "perr", "gap", "label_loss", "log_loss"):
+        np.testing.assert_allclose([row[name] for row in of_two], [row[name] for row in of_one], atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -123,16 +145,16 @@ def test_only_the_chief_logs_evaluates_and_writes(whole):
 
 @pytest.mark.slow
 def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path):
-    flags = [f"--eval_data_pattern={shards}/validation-*"]
+    flags = [f"--eval_data_pattern={shards}/validation-*", "--worker_timeout=10"]
     kill = {"kill": "steps", "count": 5, "num_devices": 1}
     resumed_at = []
     for plans in ([kill, ALONE], [ALONE, kill]):  # First the chief is lost, then the other.
         workers = Workers(shards, tmp_path, *flags, plans=plans)
         killed, survivor = workers.processes if plans[0] is kill else workers.processes[::-1]
-        rest = killed.communicate(timeout=150)[1]
+        rest = killed.communicate(timeout=HANGING)[1]
         assert killed.returncode == -signal.SIGKILL, rest
         try:
-            said = survivor.communicate(timeout=60)[1]
+            said = survivor.communicate(timeout=180)[1]
         except subprocess.TimeoutExpired:
             survivor.kill()  # Its exit code is then -9.
             said = survivor.communicate()[1]
@@ -162,6 +184,55 @@ def test_a_signal_to_one_worker_stops_all_and_the_step_is_saved(shards, tmp_path
     steps = [re.search(r"Stopped at step (\d+), which is saved", said)[1] for said in (chief, worker)]
     assert [path.stem for path in tmp_path.glob("model.ckpt-*.index")] == [f"model.ckpt-{steps[0]}"]
     assert steps[0] == steps[1] and int(steps[0]) % 500 != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_worker_alone_says_whom_it_waits_for_and_ends(shards, tmp_path, worker):
+    workers = Workers(shards, tmp_path / "train_dir", start=[worker])
+    address = workers.addresses[1 - worker]
+    workers.read_until(f"Worker {worker + 1} of 2: waiting for {address}.")
+    workers.processes[0].send_signal(signal.SIGTERM)
+    workers.end(143)
+    (said,) = Workers(shards, tmp_path / "train_dir", "--join_timeout=1", start=[worker]).end(1)
+    assert re.search(r"\nerror: --join_timeout=1: no answer from 127.0.0.1:\d+ in that many seconds; .*\n$", said)
+    assert "Traceback" not in said and not (tmp_path / "train_dir").exists()
+
+
+def differences(said):
+    """Returns what all workers say last, which must be the same."""
+    last, *others = {text.strip().splitlines()[-1] for text in said}
+    assert not others and "Traceback" not in said, said
+    assert last.startswith("error: the workers of the cluster differ (worker 1 is the chief): ")
+    return last
+
+
+@pytest.mark.slow
+def test_workers_that_differ_all_say_in_what(shards, tmp_path):
+    said = Workers(shards, tmp_path / "a", of_each=(["--seed=4"], ["--log_steps=5"])).end(1, 1)
+    last = differences(said)
+    assert "--seed is 4 on worker 1 and 3 on worker 2; " in last and "--log_steps is 2 on worker 1 and 5" in last
+    write_shards(tmp_path / "shards", num_examples=64, num_shards=1)
+    pattern = f"--train_data_pattern={tmp_path}/shards/train-*"
+    said = Workers(shards, tmp_path / "b", "--model=OtherModel", of_each=(["UNITS=3"], ["UNITS=4", pattern])).end(1, 1)
+    last = differences(said)
+    assert ' is "train-00000-of-00001, 65 records" on worker 1 and "train-00000-of-00001, 64 records" on wor' in last
+    assert 'the weight dense/kernel is "[768, 3], trained" on worker 1 and "[768, 4], trained" on worker 2; ' in last
+    assert not list(tmp_path.rglob("run.json"))  # Nobody has trained.
+
+
+@pytest.mark.slow
+def test_a_pause_of_a_worker_is_not_the_end(shards, tmp_path):
+    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=100")
+    workers.read_until("training step 100")
+    paused = workers.processes[1]
+    paused.send_signal(signal.SIGSTOP)
+    time.sleep(11)  # TensorFlow alone ends all after 10 seconds.
+    paused.send_signal(signal.SIGCONT)
+    time.sleep(5)  # If anybody had been taken for lost, all would end now.
+    paused.send_signal(signal.SIGTERM)
+    for said in workers.end(143, 143):
+        assert "Stopped at step" in said
 
 
 def test_the_tasks_of_a_cluster():
