@@ -269,24 +269,29 @@ def _figures(probabilities: np.ndarray, labels: np.ndarray, metrics: dict[str, A
     return {name: _svg(figure) for name, figure in drawn.items()}
 
 
-def _learning_curves(folder: str, eval_dir: str, metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Returns the learning curves of a train_dir that has some: pictures as data URLs with their texts.
+def _learning_curves(folder: str, eval_dir: str, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the learning curves of a train_dir that has some: pictures as data URLs, texts, what they leave out.
 
     Args:
         folder: the train_dir.
         eval_dir: where eval.py may have written metrics, too.
-        metrics: the newest ones. Only evaluations on the same data are shown.
+        metrics: the newest ones. Only evaluations on the same data are shown: those with the same averages, or
+            those with none, as training has them, whichever are more.
     """
-    rows, evaluations = [], {}
+    rows, evaluations, plain = [], {metrics["step"]: metrics}, {}
     with contextlib.suppress(*files.file_errors()):
         rows = metrics_log.read_rows(folder)
         others = metrics_log.read_rows(eval_dir)
         for row in [*rows, *others]:
-            same_data = row.get("eval_data_pattern") == metrics["eval_data_pattern"]
-            same_views = all(bool(row.get(name)) == metrics[name] for name in AVERAGES)
-            if row.get("kind") == "evaluation" and same_data and same_views:
+            if row.get("kind") != "evaluation" or row.get("eval_data_pattern") != metrics["eval_data_pattern"]:
+                continue
+            averages = [bool(row.get(name)) for name in AVERAGES]
+            if averages == [metrics[name] for name in AVERAGES] and row.get("step") != metrics["step"]:
                 evaluations[row.get("step")] = row
-    evaluations[metrics["step"]] = metrics
+            if not any(averages):
+                plain[row.get("step")] = row
+    is_plain = len(plain) > len(evaluations)
+    evaluations = plain if is_plain else evaluations
     training = [row for row in rows if row.get("kind") == "training"]
     if len(training) + len(evaluations) < 2:
         return []
@@ -302,7 +307,8 @@ def _learning_curves(folder: str, eval_dir: str, metrics: dict[str, Any]) -> lis
             if values
         ]
         picture = _svg(report_figures.draw_learning_curve(*lines, title.lower(), is_share))
-        curves.append({"title": title, "picture": picture, "text": f"{title} by step: that {', that '.join(words)}."})
+        text = f"{title} by step: that {', that '.join(words)}."
+        curves.append({"title": title, "picture": picture, "text": text, "is_plain": is_plain})
     return curves
 
 
