@@ -87,6 +87,10 @@ _EVALUATION_LINE = (
     "epoch/eval number {step} | Avg_Hit@1: {avg_hit_at_one:.3f} | Avg_PERR: {avg_perr:.3f} | MAP: {map:.3f} | GAP: "
     "{gap:.3f} | Avg_Loss: {avg_loss:3f}"
 )
+# Of an evaluation while training, on a terminal.
+_SHORT_EVALUATION_LINE = (
+    "evaluation at step {step}: accuracy {avg_hit_at_one:.4f}, log loss {log_loss:.4f}, ROC AUC {roc_auc:.4f}"
+)
 _MORE_OF_EVALUATION = (
     "log loss: {log_loss:.4f} | ROC AUC: {roc_auc:.4f} | cats: {cats_as_cats} right, {cats_as_dogs} called dogs | "
     "dogs: {dogs_as_dogs} right, {dogs_as_cats} called cats"
@@ -143,11 +147,14 @@ def record_evaluation(events: EventFile, metrics: Mapping[str, Any], has_table: 
         metrics: see `evaluation.Evaluator.evaluate`.
         has_table: whether a table of the metrics goes to stdout, so that no other line should say the same.
     """
-    # On a terminal the line and the table are read together.
-    in_table = ("Avg_Hit@1", "Avg_PERR") if has_table and terminal.shows_stdout_and_stderr() else ()
-    logging.info("%s", _fill(_EVALUATION_LINE, metrics, in_table))
-    if not has_table:
-        logging.info("%s", _MORE_OF_EVALUATION.format(**metrics, **metrics["confusion"]))
+    if not has_table and terminal.shows_short_lines():
+        logging.info("%s", _SHORT_EVALUATION_LINE.format(**metrics))
+    else:
+        # On a terminal the line and the table are read together.
+        in_table = ("Avg_Hit@1", "Avg_PERR") if has_table and terminal.shows_stdout_and_stderr() else ()
+        logging.info("%s", _fill(_EVALUATION_LINE, metrics, in_table))
+        if not has_table:
+            logging.info("%s", _MORE_OF_EVALUATION.format(**metrics, **metrics["confusion"]))
     write_scalars(events, metrics["step"], metrics, EVALUATION_CHARTS)
 
 

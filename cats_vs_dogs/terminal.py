@@ -46,19 +46,24 @@ def shows_stdout_and_stderr() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
+def shows_short_lines() -> bool:
+    """Whether log lines go to a terminal that can redraw a line.
+
+    TERM=dumb or a NO_COLOR, whose users want plain lines, turn short lines off.
+    """
+    is_plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    return sys.stderr.isatty() and not is_plain and logging.level_info()
+
+
 class RedrawnLine:
     """A line at the bottom of the terminal that is drawn again and again. Log lines begin below it and leave it whole.
 
-    There is one if stderr is a terminal that can redraw a line, and log lines are shown. TERM=dumb or a NO_COLOR, whose
-    users want plain lines, turn it off.
-
     Attributes:
-        is_shown: whether there is such a line. If not, `show` must not be called.
+        is_shown: whether there is such a line, see `shows_short_lines`. If not, `show` must not be called.
     """
 
     def __init__(self):
-        is_plain = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
-        self.is_shown = sys.stderr.isatty() and not is_plain and logging.level_info()
+        self.is_shown = shows_short_lines()
         self._width = 0  # Of the text that is drawn.
         self._latest: Sequence[str] = ()  # What to draw next.
         self._last_drawn = -_SECONDS_BETWEEN_DRAWINGS

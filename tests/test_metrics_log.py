@@ -1,8 +1,12 @@
-"""Rows of metrics.jsonl; those of steps that will be done again are removed."""
+"""Rows of metrics.jsonl, of which those of steps that will be done again are removed; lines of an evaluation."""
 
 import json
+import types
 
-from cats_vs_dogs import metrics_log
+import numpy as np
+import pytest
+
+from cats_vs_dogs import eval_util, metrics_log, terminal
 from cats_vs_dogs.metrics_log import MetricsFile
 
 
@@ -62,3 +66,15 @@ def test_rows_are_read_without_incomplete_ones(tmp_path):
         {"kind": "training", "step": 1, "loss": None, "name": "\u2028"},
         {"kind": "evaluation", "step": 2},
     ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_evaluation_while_training_has_one_line_on_a_terminal(monkeypatch, caplog, is_terminal):
+    caplog.set_level("INFO", logger="absl")
+    monkeypatch.setattr(terminal, "shows_short_lines", lambda: is_terminal)
+    metrics = eval_util.EvaluationMetrics(2, 2)
+    metrics.accumulate(np.array([[0.75], [0.5]], np.float32), np.array([[1], [0]]), 0.5)
+    events = types.SimpleNamespace(scalar=lambda *unused: None)
+    metrics_log.record_evaluation(events, {"step": 1, **metrics.get()})
+    short = ["evaluation at step 1: accuracy 1.0000, log loss 0.4904, ROC AUC 1.0000"]
+    assert caplog.messages == short if is_terminal else caplog.messages[0].startswith("epoch/eval number 1 | Avg_Hit@1")
