@@ -168,7 +168,7 @@ def _lack(paths: Sequence[str] = ()) -> Any:
             import apache_beam
             import tensorflow as tf
 
-            from cats_vs_dogs import batch_pipeline  # noqa: F401
+            import cats_vs_dogs  # noqa: F401
         except ImportError as error:
             return f"cannot import what the job needs ({error})"
         there = (apache_beam.__version__, tf.__version__)

@@ -191,13 +191,13 @@ def main(words: Sequence[str] = ()) -> None:
     bad_examples_flag = FLAGS.bad_examples
     averages = {name: getattr(FLAGS, name) for name in config.AVERAGES}
     train_dirs = config.find_models(FLAGS.train_dir)
-    for pattern in patterns:
-        photo_sources.check_there(pattern, _FLAG)
     if len(train_dirs) > 1 and not output_file:
         raise utils.UserError(
             f"--output_file: not given, and --train_dir names {len(train_dirs)} models; name the CSV file, such as "
             "--output_file=predictions.csv"
         )
+    for pattern in patterns:
+        photo_sources.check_there(pattern, _FLAG)
     utils.import_tensorflow()
     user_files.import_all()
     from cats_vs_dogs import bad_examples, checkpoints, distribution, ensemble, trained_data

@@ -19,8 +19,8 @@ _FOLDER = os.path.dirname(os.path.realpath(__file__))
 
 # What the kit itself imports from elsewhere. A file of the folder cannot replace it, nor a module of Python.
 REQUIRED = {
-    *("PIL", "absl", "apache_beam", "google", "google_crc32c", "h5py", "jinja2", "keras", "matplotlib", "numpy"),
-    *("onnxruntime", "pandas", "requests", "tensorboard", "tensorflow", "tf2onnx", "tqdm", "urllib3"),
+    *("PIL", "absl", "apache_beam", "distributed", "google", "google_crc32c", "h5py", "jinja2", "keras", "matplotlib"),
+    *("numpy", "onnxruntime", "pandas", "requests", "tensorboard", "tensorflow", "tf2onnx", "tqdm", "urllib3"),
 }
 _IMPORT = re.compile(rb"(?:^|[;:])[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^\n;#]+))", re.MULTILINE)
 _WORDS_OF_IMPORT = re.compile(r"(?:^|,)\s*(\w+)")

@@ -206,7 +206,7 @@ def test_buckets_that_are_not_there_or_closed_are_named_in_one_line(said_of, tmp
         where = f"gs://{bucket}/model"
         scripts += [
             ["train", f"--train_dir={tmp_path}/{bucket}", f"--train_data_pattern={where}/train-*"],
-            ["train", f"--train_dir={where}", f"--train_data_pattern={tmp_path}/x"],
+            ["train", f"--train_dir={where}", f"--train_data_pattern={tmp_path}/pictures"],
             ["convert_images_to_tfrecords", f"--images={tmp_path}/pictures", f"--output_dir={where}"],
             ["convert_images_to_tfrecords", f"--images={where}/p.zip", f"--output_dir={tmp_path}/s"],
         ]

@@ -210,12 +210,13 @@ def test_inference_needs_a_place_for_the_csv(infer, models):
         infer(models, "/nowhere", output_file="")
 
 
-def test_a_model_without_a_checkpoint_is_named_before_the_data_is_read(evaluate, infer, models):
+def test_a_model_without_a_checkpoint_is_named_before_the_data_is_read(evaluate, infer, models, tmp_path):
+    (tmp_path / "shard").write_text("damaged")
     for path in checkpoints.all_checkpoints(models[2]):
         os.remove(f"{path}.index")
     for run in (evaluate, infer):
         with pytest.raises(UserError, match=f"^--train_dir={models[2]}: holds no checkpoint; train a model with train"):
-            run(models, "/nowhere/*")
+            run(models, f"{tmp_path}/shard")
 
 
 # ---- What comes out.
