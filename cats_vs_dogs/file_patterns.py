@@ -166,7 +166,8 @@ def _nearest(pattern: str) -> str | None:
     if not name or glob.has_magic(name):
         return None
     with contextlib.suppress(OSError):
-        for similar in difflib.get_close_matches(name, os.listdir(folder or os.curdir), n=1):
+        names = [one for one in os.listdir(folder or os.curdir) if not one.endswith(".py")]  # Never data.
+        for similar in difflib.get_close_matches(name, names, n=1):
             return os.path.join(folder, similar, rest).rstrip("/")
     return None
 
