@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from cats_vs_dogs import files, flag_files, path_flags, utils
+from cats_vs_dogs import file_patterns, files, flag_files, path_flags, utils
 from cats_vs_dogs.path_flags import define_path
 
 RESIZE_METHODS = ("area", "legacy_bilinear")
@@ -183,6 +183,9 @@ def require_model(train_dir: str) -> None:
         return
     check_one_model(train_dir)
     advice, folder = "train one with train.py first", train_dir.rstrip("/")
+    similar = file_patterns.nearest(train_dir)
+    if similar and os.path.exists(model_flags_path(similar)):
+        advice = f"did you mean --train_dir={shlex.quote(similar)}?"
     for _ in range(3):  # Of a checkpoint or an export, the folder of its model is named.
         folder = os.path.dirname(folder)
         if os.path.exists(model_flags_path(folder)):

@@ -150,14 +150,14 @@ def explain_no_match(pattern: str, matches_folders: bool) -> str:
     if len(parts) > 1 and all(map(glob.glob, parts)):
         return "is a list, and only one path or pattern is read; write a pattern that matches all of them, such as '*'"
     where = "" if os.path.isabs(pattern) or "://" in pattern else f" (looked for in {os.getcwd()})"
-    if nearest := _nearest(pattern):
-        return f"matches no file{where}; did you mean {shlex.quote(nearest)}?"
+    if similar := nearest(pattern):
+        return f"matches no file{where}; did you mean {shlex.quote(similar)}?"
     if re.search(r"\{.*,.*\}", pattern):
         return f"matches no file{where}; {{a,b}} is not a pattern here, so write * in its place"
     return f"matches no file{where}; give the path of a file that is there, or a pattern such as '/data/train-*'"
 
 
-def _nearest(pattern: str) -> str | None:
+def nearest(pattern: str) -> str | None:
     """Returns a local pattern whose first name that is not there is replaced by the most similar one that is."""
     folder, name, rest = pattern.rstrip("/"), "", ""
     while folder and not os.path.isdir(folder) and folder != "/":

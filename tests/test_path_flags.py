@@ -196,3 +196,12 @@ def test_a_part_of_a_model_is_answered_with_its_folder(tmp_path, path):
         UserError, match=rf"holds no model \(no model_flags.json\); write --train_dir='{tmp_path}/run \[1\]'$"
     ):
         config.require_model(f"{folder}/{path}")
+
+
+def test_a_misspelt_train_dir_is_answered_with_the_model_that_is_there(tmp_path):
+    write_folder(tmp_path / "photo_model", {"model_flags.json": b"{}"})
+    (tmp_path / "others").mkdir()
+    with pytest.raises(UserError, match=rf"; did you mean --train_dir={tmp_path}/photo_model\?$"):
+        config.require_model(f"{tmp_path}/photo_modle/")
+    with pytest.raises(UserError, match="; train one with train.py first$"):
+        config.require_model(f"{tmp_path}/other")
