@@ -1,7 +1,9 @@
 """Cats vs Dogs: a TensorFlow starter kit, from TFRecord shards to a submission CSV."""
 
 import contextlib
+import importlib.util
 import os
+import shlex
 import sys
 import time
 
@@ -10,6 +12,15 @@ from cats_vs_dogs import plain_imports
 # Read when TensorFlow and Keras are imported, so they are set before either is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+# A script that is run without the kit's environment ends with one line.
+if os.path.dirname(os.path.abspath((sys.argv or [""])[0])) == _FOLDER and importlib.util.find_spec("absl") is None:
+    sys.exit(
+        f"error: the kit is not installed in {sys.executable}; activate its environment, such as "
+        f"`. .venv/bin/activate`, or install it: pip install -e {shlex.quote(os.path.dirname(_FOLDER))}"
+    )
 
 _read_at = time.time()
 plain_imports.install()

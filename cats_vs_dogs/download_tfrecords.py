@@ -25,6 +25,7 @@ from typing import Any
 
 if __package__ in (None, ""):  # Run as a file: import the package beside this file, from whatever folder.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    import cats_vs_dogs  # noqa: F401 - Says in one line that the kit is not installed.
 
 from absl import flags, logging
 from tqdm import tqdm

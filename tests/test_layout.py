@@ -107,3 +107,11 @@ def test_wrong_values_are_reported_before_tensorflow_is_imported(script, flag):
     process = run_without_heavy_imports(script, flag)
     assert process.returncode == 1 and process.stderr.startswith("error: "), process.stderr
     assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_the_kits_environment_one_line_says_so(script):
+    command = [sys.executable, "-I", "-S", str(PACKAGE / f"{script}.py")]  # Without any installed package.
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1
+    assert process.stderr.startswith(f"error: the kit is not installed in {sys.executable}; activate its environment, ")
