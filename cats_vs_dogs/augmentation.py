@@ -12,9 +12,8 @@ import tensorflow as tf
 _MAX_CUT = 0.5  # A crop removes at most this fraction of a side.
 _MAX_STRETCH = 1.6  # A crop changes the ratio of height to width by at most this factor.
 _MAX_COLOUR_CHANGE = 0.3  # The largest relative change of brightness, contrast and saturation.
-_MIXED_UNTIL = (
-    0.85  # The fraction of the steps that may mix. The last ones do not, so that probabilities are calibrated.
-)
+# The fraction of the steps that may mix. The last ones do not, so that probabilities are calibrated.
+_MIXED_UNTIL = 0.85
 _SIZE_STEP = 32  # pixels. Networks that halve their input five times pad in the same places at each of these sizes.
 
 

@@ -183,14 +183,15 @@ def require_model(train_dir: str) -> None:
         return
     check_one_model(train_dir)
     advice, folder = "train one with train.py first", train_dir.rstrip("/")
-    similar = file_patterns.nearest(train_dir)
-    if similar and os.path.exists(model_flags_path(similar)):
-        advice = f"did you mean --train_dir={shlex.quote(similar)}?"
     for _ in range(3):  # Of a checkpoint or an export, the folder of its model is named.
         folder = os.path.dirname(folder)
         if os.path.exists(model_flags_path(folder)):
             advice = f"write --train_dir={shlex.quote(folder or '.')}"
             break
+    else:
+        similar = file_patterns.nearest(train_dir)
+        if similar and os.path.exists(model_flags_path(similar)):
+            advice = f"did you mean --train_dir={shlex.quote(similar)}?"
     raise utils.UserError(f"--train_dir={train_dir}: holds no model (no model_flags.json); {advice}")
 
 

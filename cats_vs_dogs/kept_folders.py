@@ -5,6 +5,7 @@ process, however that ends. Some operating systems and network drives have no su
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -80,6 +81,19 @@ def make_room(parent: str, num_bytes: int, limit: int) -> None:
                 if is_unused:
                     shutil.rmtree(folder, ignore_errors=True)
                     total -= sizes[folder]
+
+
+def check_room(parent: str, num_bytes: int, limit: int) -> None:
+    """Makes room in a folder, see `make_room`, and checks that the disk has it.
+
+    Raises:
+        OSError: if it does not, or the folder cannot be written to.
+    """
+    os.makedirs(parent, exist_ok=True)
+    make_room(parent, num_bytes, limit)
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"{num_bytes / 2**20:,.0f} MiB are needed, and {free / 2**20:,.0f} MiB are free")
 
 
 def _size(folder: str) -> int:

@@ -5,11 +5,9 @@ an earlier run are still theirs. So shards that were deleted are made again, and
 """
 
 import dataclasses
-import errno
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Sequence
 
 from absl import logging
@@ -81,7 +79,8 @@ def find(pattern: str, flag: str) -> PhotoShards | None:
     while not ((about := _read_about(folder)) and kept_folders.hold(folder)):
         is_new = True
         try:
-            _check_room(parent, sum(size for name, size, _ in stamps if _is_copied(name)))
+            num_bytes = sum(size for name, size, _ in stamps if _is_copied(name))
+            kept_folders.check_room(parent, num_bytes, _MAX_KEPT_BYTES)
             kept_folders.make(folder, convert, lambda one: bool(_read_about(one)))
         except files.file_errors() as error:
             raise UserError(
@@ -133,19 +132,6 @@ def _key(stamps: Sequence[tuple[str, int, int]]) -> str:
 def _is_copied(name: str) -> bool:
     """Whether the bytes of a file with this name go into shards; those of a film beside the photos do not."""
     return pictures.is_named_as_picture(name) or photo_sources.is_zip(name)
-
-
-def _check_room(parent: str, num_bytes: int) -> None:
-    """Makes room for more shards, and checks that the disk has it.
-
-    Raises:
-        OSError: if it does not, or the folder cannot be written to.
-    """
-    os.makedirs(parent, exist_ok=True)
-    kept_folders.make_room(parent, num_bytes, _MAX_KEPT_BYTES)
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes:
-        raise OSError(errno.ENOSPC, f"{num_bytes / 2**20:,.0f} MiB are needed, and {free / 2**20:,.0f} MiB are free")
 
 
 def _convert(places: Sequence[str], pattern: str, flag: str, folder: str, final_folder: str) -> None:

@@ -4,7 +4,6 @@ The files are mapped into memory. The kernel reads what is used and drops it whe
 little memory for any number of pictures. The next run on the same pictures uses the files, too.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -67,7 +66,7 @@ class PixelFiles:
         is_new = False
         while not (_is_intact(self._folder) and kept_folders.hold(self._folder)):
             is_new = True
-            self._check_room()
+            kept_folders.check_room(self.parent, self.num_bytes, _MAX_KEPT_BYTES)
             kept_folders.make(self._folder, self._write, _is_intact)
         columns = _map(self._folder)
         if not self._is_reusable:  # The mapped bytes stay until the process ends.
@@ -75,18 +74,6 @@ class PixelFiles:
         made = "made" if is_new else "from an earlier run"
         logging.info("Decoded pictures of %d examples %s, in %s", self._shards.num_examples, made, self._folder)
         return columns
-
-    def _check_room(self) -> None:
-        """Makes room for the files, and checks that the disk has it.
-
-        Raises:
-            OSError: if it does not, or the folder cannot be written to.
-        """
-        os.makedirs(self.parent, exist_ok=True)
-        kept_folders.make_room(self.parent, self.num_bytes, _MAX_KEPT_BYTES)
-        needed, free = self.num_bytes / 2**20, shutil.disk_usage(self.parent).free / 2**20
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"{needed:,.0f} MiB are needed, and {free:,.0f} MiB are free")
 
     def _write(self, folder: str) -> None:
         """Decodes all pictures, and writes them into an empty folder, with little memory."""

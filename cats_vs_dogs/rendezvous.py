@@ -61,7 +61,7 @@ class _Waiting:
             missing: addresses of those that are not there yet.
 
         Raises:
-            UserError: if there is none.
+            UserError: if the time is over.
         """
         seconds = time.monotonic() - self._start
         if seconds >= self._timeout:
