@@ -121,7 +121,7 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
             parts = [
                 part
                 for number, path in enumerate(paths)
-                for part in divide((number, files.absolute_path(path)), num_parts, batch_size)
+                for part in divide(number, files.absolute_path(path), num_parts, batch_size)
             ]
             beam_runners.set_partitions(options, len(parts))
             _ = (
@@ -168,17 +168,17 @@ def check_model(model_dir: str) -> None:
         )
 
 
-def divide(shard: tuple[int, str], num_parts: int, batch_size: int) -> Iterator[Part]:
+def divide(number: int, path: str, num_parts: int, batch_size: int) -> Iterator[Part]:
     """Divides a shard into at most `num_parts` parts of similar size in bytes, of at least a batch each.
 
     Damage is left for `read` to find: the last part includes it.
 
     Args:
-        shard: number and path of the shard.
+        number: number of the shard.
+        path: path of the shard.
         num_parts: 1: the file is not opened.
         batch_size: number of records in a batch.
     """
-    number, path = shard
     first, start = 0, 0
     if num_parts > 1:
         part_bytes = tf.io.gfile.stat(path).length / num_parts

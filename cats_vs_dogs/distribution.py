@@ -228,13 +228,13 @@ def local_devices() -> Cluster:
     return Cluster(tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy())
 
 
-def join_cluster(about: dict[str, Any], join_timeout: float, worker_timeout: float) -> Cluster:
+def join_cluster(about: Callable[[], dict[str, Any]], join_timeout: float, worker_timeout: float) -> Cluster:
     """Returns the devices to train on: those of all workers that the variable TF_CONFIG names, or of this machine.
 
     Call it before TensorFlow computes anything: a process can join a cluster only at its start.
 
     Args:
-        about: what all workers must have in common, see `rendezvous.check_same`.
+        about: returns what all workers must have in common, see `rendezvous.check_same`; called if there are several.
         join_timeout: how many seconds to wait for the other workers.
         worker_timeout: how many seconds a worker may not answer before it counts as lost.
 
@@ -253,8 +253,8 @@ def join_cluster(about: dict[str, Any], join_timeout: float, worker_timeout: flo
         others = [address for i, address in enumerate(addresses) if i != worker]
         logging.info("Worker %d of %d: waiting for %s.", worker + 1, num_workers, ", ".join(others))
         num_gpus = len(tf.config.list_physical_devices("GPU"))
-        about = {"the cluster in TF_CONFIG": jobs, "the number of GPUs": num_gpus, **about}
-        rendezvous.check_same(rendezvous.meet(addresses, worker, about, join_timeout))
+        in_common = {"the cluster in TF_CONFIG": jobs, "the number of GPUs": num_gpus, **about()}
+        rendezvous.check_same(rendezvous.meet(addresses, worker, in_common, join_timeout))
         os.environ["TF_CONFIG"] = json.dumps(config)  # With "chief" for "master", which TensorFlow does not know.
         joined = Cluster(_join(jobs, join_timeout, worker_timeout), num_workers, worker)
         logging.info("Training on %d devices. This is %s.", joined.num_replicas, joined)

@@ -71,8 +71,10 @@ def main() -> None:
         logging.info("%s", flag_files.describe(flags.FLAGS))
     find_classes(settings.model)
     with calculating_as_asked(settings.system):
-        in_common = {**train_dir.in_common(settings), **user_files.code_hashes()}
-        cluster = distribution.join_cluster(in_common, settings.system.join_timeout, settings.system.worker_timeout)
+        system = settings.system
+        cluster = distribution.join_cluster(
+            lambda: train_dir.in_common(settings) | user_files.code_hashes(), system.join_timeout, system.worker_timeout
+        )
         with cluster.explain_lost_workers():
             stop_signal = train(settings, cluster)
     if stop_signal:

@@ -168,15 +168,15 @@ def test_bad_records_and_damaged_shards(infer, predict, tmp_path, caplog):
 def test_few_shards_are_divided_and_read_in_parts(tmp_path):
     pattern = write_shards(tmp_path, num_examples=50, num_shards=1)
     (path,) = map(str, Path(pattern).parent.glob(Path(pattern).name))
-    parts = list(batch_pipeline.divide((0, path), num_parts=64, batch_size=8))
+    parts = list(batch_pipeline.divide(0, path, num_parts=64, batch_size=8))
     assert [part.first for part in parts] == [0, 8, 16, 24, 32, 40, 48]
     assert [part.count for part in parts] == [8, 8, 8, 8, 8, 8, None]
     assert len({part.name for part in parts}) == len(parts)
     starts = [next(tfrecords.walk(path, part.position, part.first, with_bytes=True)) for part in parts]
     records = list(tfrecords.walk(path, with_bytes=True))
     assert starts == records[::8][: len(parts)]
-    assert len(list(batch_pipeline.divide((0, path), num_parts=3, batch_size=8))) == 3
-    assert list(batch_pipeline.divide((7, "not opened"), num_parts=1, batch_size=8)) == [
+    assert len(list(batch_pipeline.divide(0, path, num_parts=3, batch_size=8))) == 3
+    assert list(batch_pipeline.divide(7, "not opened", num_parts=1, batch_size=8)) == [
         batch_pipeline.Part(7, "not opened")
     ]
 
@@ -219,7 +219,7 @@ def test_a_part_may_be_predicted_twice_but_must_be_once(train_dir, tmp_path):
     path = pattern.replace("*", "00000-of-00001")
     (tmp_path / "parts").mkdir()
     predict_part = batch_pipeline.PartPredictor(str(train_dir / "export"), 2, str(tmp_path / "parts"))
-    first, second = batch_pipeline.divide((0, path), num_parts=2, batch_size=2)
+    first, second = batch_pipeline.divide(0, path, num_parts=2, batch_size=2)
     (tmp_path / "prediction.results-00000-of-00002").write_text("older")
     # As if a worker had been lost while it wrote the part, and another one while it renamed the file.
     (tmp_path / "parts" / "0123").write_text("begun")
