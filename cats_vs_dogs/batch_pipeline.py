@@ -123,7 +123,7 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
                 for number, path in enumerate(paths)
                 for part in divide(number, files.absolute_path(path), num_parts, batch_size)
             ]
-            beam_runners.set_partitions(options, len(parts))
+            beam_runners.set_partitions(pipeline.options, len(parts))  # The pipeline has a copy of `options`.
             _ = (
                 pipeline
                 | "Parts" >> beam.Create(parts)

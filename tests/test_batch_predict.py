@@ -13,6 +13,7 @@ import time
 import types
 from pathlib import Path
 
+import dask.bag
 import distributed
 import numpy as np
 import pytest
@@ -346,7 +347,7 @@ def test_dask_by_its_short_name_gets_one_partition_a_part():
     for flags, num_partitions in {(): 7, ("--dask_npartitions=2",): 2, ("--dask_partition_size=2",): None}.items():
         for name in ("DaskRunner", "dask", beam_runners._DASK):
             options = batch_predict.parse_beam_flags([f"--runner={name}", *flags], [])
-            beam_runners.open_pipeline(options, [])
+            options = beam_runners.open_pipeline(options, []).options
             beam_runners.set_partitions(options, 7)
             assert options.view_as(DaskOptions).npartitions == num_partitions
             assert options.view_as(StandardOptions).runner == beam_runners._DASK
@@ -371,7 +372,17 @@ def test_a_job_on_dask(start_scheduler, infer, train_dir, tmp_path, monkeypatch)
     (tmp_path / "results").mkdir()
     shards = sorted(os.path.join("in", name) for name in os.listdir("in"))
     model_dir = os.path.relpath(train_dir / "export")
-    batch_pipeline.run(model_dir, shards, "results", 4, options)
+    from_sequence, partitions = dask.bag.from_sequence, []
+
+    def spy(items, npartitions=None, **others):
+        partitions.append((len(items), npartitions))
+        return from_sequence(items, npartitions=npartitions, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dask.bag, "from_sequence", spy)
+        batch_pipeline.run(model_dir, shards, "results", 4, options)
+    ((num_parts, num_partitions),) = partitions
+    assert num_partitions == num_parts > 2  # Otherwise one worker would do everything.
     assert_same_rows(csv_of(tmp_path / "results"), infer(pattern, "skip"))
     assert [(row["file"], row["count"]) for row in rows_of(tmp_path / "results" / ERRORS)] == [(shards[1], 1)] * 2
     assert sorted(os.listdir("results")) == [ERRORS, *(f"prediction.results-0000{i}-of-00002" for i in range(2))]
@@ -490,12 +501,13 @@ def test_a_killed_worker_costs_no_row(run_script, infer, train_dir, tmp_path):
         places = ["--host=127.0.0.1", "--no-dashboard", "--no-nanny", "--nthreads=1", "--memory-limit=0"]
         victim, _ = (start("worker", *places, f"--local-directory={tmp_path}") for _ in range(2))
         wait_until(scheduler_file.exists)
-        with distributed.Client(scheduler_file=str(scheduler_file), timeout=300, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=300)
-            address = client.scheduler.address
+        client = stack.enter_context(distributed.Client(scheduler_file=str(scheduler_file), timeout=300))
+        client.wait_for_workers(2, timeout=300)
+        address = client.scheduler.address
 
         def kill_in_the_middle():
             wait_until(lambda: list((tmp_path / "results").glob("unfinished-*/*.errors")))
+            assert all(client.processing().values())  # Both workers have work.
             os.kill(victim.pid, signal.SIGKILL)
             return len(list((tmp_path / "results").glob("unfinished-*/*.errors")))
 
