@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import psutil  # Comes with Dask.
 import tensorflow as tf
-from common import PYTHON, alternate, print_table, say_machine
+from common import PYTHON, alternate, copy_shards, print_table, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
@@ -92,10 +92,7 @@ def speeds(shards: list[str], num_records: int) -> None:
     more = (arguments.copies - 1) * num_records
     figures = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        os.mkdir(f"{folder}/shards")
-        for copy in range(arguments.copies):
-            for number, path in enumerate(shards):
-                tfrecords.write_shard(f"{folder}/shards/{copy}-{number}", records_of_a_copy(path, copy))
+        copy_shards(shards, f"{folder}/shards", arguments.copies)
         batch = ["batch_predict", f"--model_dir={arguments.model_dir}", f"--output_path={folder}/results"]
         commands = {
             "inference.py, all cores": (
@@ -133,15 +130,6 @@ def speeds(shards: list[str], num_records: int) -> None:
         few, cpu = (sorted(column)[len(column) // 2] for column in zip(*figures[name], strict=True))
         rows.append((name, f"{few:.0f}", f"{max(cpu, 0):.0f}", f"{value:,.0f}", f"{value / base:.2f}"))
     print_table(("what", "seconds for the shards once", "CPU us a record", "records/s", "against inference.py"), rows)
-
-
-def records_of_a_copy(path: str, copy: int) -> Iterator[bytes]:
-    """Yields the records of a shard with ids of their own, since inference.py lets each id come once."""
-    for _, record in tfrecords.walk(path, with_bytes=True):
-        example = tf.train.Example.FromString(record)
-        ids = example.features.feature[tfrecords.FILENAME].bytes_list.value
-        ids[0] = b"%d-%s" % (copy, ids[0])
-        yield example.SerializeToString()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,15 @@ import cats_vs_dogs  # noqa: F401 - Sets what TensorFlow reads when it is import
 
 # The command that starts Python. Tests set the variable to start processes sooner.
 PYTHON = shlex.split(os.environ.get("BENCHMARK_PYTHON", "")) or [sys.executable]
+
+# Runs a command and prints its peak memory. Linux counts for a new process the peak of the one that started it, and a
+# benchmark may be larger than what it measures; so this small process starts it.
+_PEAK_OF = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code != 0)
+"""
 
 
 def say_machine() -> None:
@@ -59,6 +69,28 @@ def open_shards(pattern: str, max_records: int | None = None):
         if max_records is None or sum(records.values()) < max_records:
             records[path] = tfrecords.scan(path).count
     return readers.Shards(records, num_bytes=sum(map(os.path.getsize, records)))
+
+
+def copy_shards(shards: Sequence[str], folder: str, num_copies: int) -> None:
+    """Writes copies of shards into a new folder, as "<copy>-<number of the shard>", each record with an id of its own.
+
+    inference.py lets each id come once.
+    """
+    import tensorflow as tf
+
+    from cats_vs_dogs import tfrecords
+
+    def records(path: str, copy: int):
+        for _, record in tfrecords.walk(path, with_bytes=True):
+            example = tf.train.Example.FromString(record)
+            ids = example.features.feature[tfrecords.FILENAME].bytes_list.value
+            ids[0] = b"%d-%s" % (copy, ids[0])
+            yield example.SerializeToString()
+
+    os.mkdir(folder)
+    for copy in range(num_copies):
+        for number, path in enumerate(shards):
+            tfrecords.write_shard(f"{folder}/{copy}-{number}", records(path, copy))
 
 
 def make_classifier(model: str, image_size: int):
@@ -125,6 +157,26 @@ def seconds_of(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def run_process(command: Sequence[str], env: dict[str, str] | None = None, cores: set[int] | None = None):
+    """Runs a command on some cores, or on all, and returns (seconds, peak memory in KiB) of its process.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.run(
+        [sys.executable, "-c", _PEAK_OF, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+    )
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed")
+    return seconds, int(process.stdout)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -11,11 +11,10 @@ import collections
 import functools
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 
-from common import PYTHON, alternate, open_shards, print_table, say_machine, seconds_of
+from common import PYTHON, alternate, open_shards, print_table, run_process, say_machine, seconds_of
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shards", required=True)
@@ -36,16 +35,8 @@ def peak_memory(folder: str, size: int, cache: str) -> float:
     data = [f"--{name}_data_pattern={folder}/train-*" for name in ("train", "eval")]
     flags = [f"--image_size={size}", f"--batch_size={arguments.batch_size}", f"--num_epochs={arguments.epochs}"]
     command = [*PYTHON, TRAIN, *data, *flags, f"--train_dir={folder}/model", f"--cache={cache}", "--noreport"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"},
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss * 1024 / 1e6
+    _, peak = run_process(command, env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"})
+    return peak * 1024 / 1e6
 
 
 def pipelines(shards, size: int) -> dict[str, Callable[[], float]]:

@@ -4,14 +4,13 @@ python benchmarks/whole_run.py --images=train.zip
 """
 
 import argparse
+import glob
 import os
 import re
 import shutil
-import subprocess
 import tempfile
-import time
 
-from common import PYTHON, print_table, say_machine
+from common import PYTHON, copy_shards, print_table, run_process, say_machine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", required=True)
@@ -25,37 +24,24 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def run(script: str, *flags: str, cores: set[int] | None = None) -> tuple[float, float]:
     """Returns (seconds, peak memory in MiB) of a script's process."""
     command = [*PYTHON, os.path.join(PACKAGE, f"{script}.py"), *flags]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    seconds, peak = run_process(command, cores=cores)
+    return seconds, peak / 1024
 
 
 def main() -> None:
     say_machine()
     with tempfile.TemporaryDirectory() as folder:
-        shards, four_times = f"{folder}/shards", f"{folder}/four_times"
-        run("convert_images_to_tfrecords", f"--images={arguments.images}", f"--output_dir={shards}")
-        os.makedirs(four_times)
-        for i in range(4):
-            for name in os.listdir(shards):
-                if "-of-" in name:
-                    os.symlink(f"{shards}/{name}", f"{four_times}/{name}-copy{i}")
+        run("convert_images_to_tfrecords", f"--images={arguments.images}", f"--output_dir={folder}/shards")
+        shards, four_times = f"{folder}/shards/train-*", f"{folder}/four_times/*"
+        copy_shards(sorted(glob.glob(shards)), f"{folder}/four_times", 4)
 
         def train(epochs: int, data: str = shards, cache: str = "auto") -> tuple[float, float]:
             shutil.rmtree(f"{folder}/model", ignore_errors=True)
             flags = (f"--train_dir={folder}/model", f"--num_epochs={epochs}", f"--cache={cache}")
-            return run("train", f"--train_data_pattern={data}/train-*", *flags)
+            return run("train", f"--train_data_pattern={data}", *flags)
 
         def predict(script: str, flag: str, data: str) -> tuple[float, float]:
-            return run(script, f"--train_dir={folder}/model", f"--{flag}={data}/train-*", *more[script])
+            return run(script, f"--train_dir={folder}/model", f"--{flag}={data}", *more[script])
 
         more = {"eval": ["--run_once"], "inference": []}
 

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -24,7 +25,7 @@ BENCHMARKS = {
     "recipes": ["--images={images}.zip", "--recipe=quick", "--photos", "8", "--seeds=2", "--choose", "--keep=kept"]
     + ["--", "--image_size=8", "--max_steps=1"],
     "train_step": ["--rounds=1", "--steps=10"],
-    "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|convert"],
+    "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|inference|convert"],
 }
 SLOW = ("batch_prediction", "devices", "evaluation", "memory", "recipes", "train_step", "whole_run")
 
@@ -82,3 +83,18 @@ def test_a_benchmark_prints_its_table(data, tmp_path, name):
         assert len(re.findall(r"^8 photos, seed \d: seconds \d+\.\d+; accuracy \d", process.stdout, re.MULTILINE)) == 2
         kept = {path.name for path in (tmp_path / "kept").iterdir()}
         assert kept - {"cache"} == {"quick-8-0", "quick-8-1", "shards_1_4", "shards_2001_2250"}
+
+
+def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_benchmark(tmp_path):
+    code = """
+import sys
+import common
+large = bytearray(b"1" * 300_000_000)
+_, small = common.run_process([sys.executable, "-c", ""])
+_, middle = common.run_process([sys.executable, "-c", "bytearray(b'1' * 100_000_000)"])
+print(small, middle)
+"""
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY / "benchmarks")
+    small, middle = map(int, process.stdout.split())
+    assert small < 60_000 and 97_000 < middle < 260_000  # KiB
