@@ -182,7 +182,7 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], submission_fo
         submission_format: see `open_shards`.
     """
     # Built once, not for each file.
-    prepare = tf.function(readers.prepare_function(reader), input_signature=[tf.TensorSpec([1], tf.string)])
+    prepare = readers.prepare_graph(reader)
     first_places: dict[str | int, tuple[str, submission.Place]] = {}
     with terminal.progress_bar(sum(records.values()), " records", "checking") as progress:
         for path, count in records.items():

@@ -47,7 +47,7 @@ def calculate(
     Raises:
         UserError: if the frozen part differs between training and evaluation.
     """
-    read = tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+    read = readers.prepare_graph(reader)
     id_spec, image_spec, label_spec = (tf.TensorSpec(one.shape, one.dtype) for one in read.structured_outputs)
 
     @tf.function(input_signature=[image_spec])

@@ -8,7 +8,7 @@ signature that takes records.
 import tensorflow as tf
 
 from cats_vs_dogs import decoding, pictures, tfrecords
-from cats_vs_dogs.readers import BaseReader, prepare_function
+from cats_vs_dogs.readers import BaseReader, prepare_graph
 
 NOT_A_PICTURE = "it is neither a JPEG nor a PNG; save it as JPEG"
 FOUR_COLOURS = "it is a JPEG for printing (CMYK); save it with the colours RGB"
@@ -31,8 +31,8 @@ def read_pictures(reader: BaseReader, encoded: tf.Tensor) -> tuple[tf.Tensor, tf
         images, [batch, size, size, 3] as the reader returns them, anything for a bad picture; and problems,
         string [batch], why a picture cannot be read, "" if it can.
     """
-    prepare = tf.function(prepare_function(reader), input_signature=[tf.TensorSpec([None], tf.string)])
-    spec = prepare.get_concrete_function().structured_outputs[1]
+    prepare = prepare_graph(reader)
+    spec = prepare.structured_outputs[1]
     no_image = tf.zeros(spec.shape[1:], spec.dtype)
 
     def read(number: tf.Tensor, one: tf.Tensor) -> tuple[tf.Tensor, ...]:

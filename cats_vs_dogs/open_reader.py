@@ -117,7 +117,7 @@ def _names(labelled: type, unlabelled: type) -> str:
 def _trace(name: str, reader: readers.BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
     """Returns the graph of a reader's function of records, string [batch]."""
     try:
-        return tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+        return readers.prepare_graph(reader)
     except Exception as error:
         raise user_code_error(_method(name), error) from error
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from cats_vs_dogs import tfrecords
 from cats_vs_dogs.photo_sources import read_file
 from cats_vs_dogs.pictures import BadImage, usable_jpeg
-from cats_vs_dogs.readers import BaseReader, Shards, map_batches, prepare_function
+from cats_vs_dogs.readers import BaseReader, Shards, map_batches, prepare_graph
 
 
 class PictureBatches:
@@ -35,7 +35,7 @@ class PictureBatches:
         self._read = read
         # Pillow warns of harmless oddities, and of large pictures, which `usable_jpeg` checks.
         warnings.filterwarnings("ignore", module="PIL")
-        self._prepare = tf.function(prepare_function(reader), input_signature=[tf.TensorSpec([None], tf.string)])
+        self._prepare = prepare_graph(reader)
         starts = tf.data.Dataset.range(0, len(self._paths), batch_size)
         self._batches = map_batches(starts, self._prepare_unchecked)
         self.element_spec = self._batches.element_spec

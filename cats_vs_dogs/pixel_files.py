@@ -41,7 +41,7 @@ class PixelFiles:
         self.parent = os.path.join(files.cache_folder(), "pixels")
         self._reader = reader
         self._shards = shards
-        read = tf.function(readers.prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+        read = readers.prepare_graph(reader)
         key = data_key(read.graph, reader, shards)
         self._is_reusable = key is not None and self.num_bytes <= _MAX_KEPT_BYTES
         # What no later run can find, or is too large to keep, is deleted as soon as it is mapped.

@@ -73,8 +73,7 @@ def convert(classifier: Classifier, reader: readers.BaseReader, model_format: st
 
 def _pixels(reader: readers.BaseReader) -> tf.TensorSpec:
     """Returns what a model takes: one picture as a reader returns it, see `readers.scale_images`."""
-    prepare = tf.function(readers.prepare_function(reader), input_signature=[tf.TensorSpec([None], tf.string)])
-    images = prepare.get_concrete_function().structured_outputs[1]
+    images = readers.prepare_graph(reader).structured_outputs[1]
     return tf.TensorSpec([1, *images.shape[1:]], images.dtype, name="pixels")
 
 

@@ -199,6 +199,14 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
     return prepare
 
 
+def prepare_graph(reader: BaseReader) -> Any:
+    """Returns the reader's function for a batch of records (string [batch]) as a graph, which is built once.
+
+    It is called as `prepare_function` is, and its `structured_outputs` tell shapes and dtypes.
+    """
+    return tf.function(prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """TFRecord files, and which of their records are read.
