@@ -206,6 +206,8 @@ def _flags(run: dict[str, Any]) -> dict[str, str]:
 def _compared(folder: str, train_dirs: Sequence[str], metrics: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields rows of the table of models: this one and those in the folders beside its train_dir, by log loss.
 
+    Those that were evaluated in another way come last.
+
     Args:
         folder: the train_dir of this model, or of the first one of an ensemble.
         train_dirs: of this model, or those of an ensemble.
@@ -217,7 +219,7 @@ def _compared(folder: str, train_dirs: Sequence[str], metrics: dict[str, Any]) -
         for name, its_folder, its_metrics in _metrics_beside(folder):
             if files.real_path(its_folder) != own:
                 rows.append(_row(name, its_metrics, metrics))
-    rows.sort(key=lambda row: row["metrics"]["log_loss"])
+    rows.sort(key=lambda row: (not row["is_comparable"], row["metrics"]["log_loss"]))
     others = [row for row in rows if not row["is_this"]][:_MOST_MODELS]
     yield from (row for row in rows if row["is_this"] or row in others)
 
@@ -228,8 +230,10 @@ def _row(name: str, its_metrics: dict[str, Any], metrics: dict[str, Any], is_thi
         notes.append(f"on other data: {pattern}" if pattern else "on data that are not known")
     if trained_on := its_metrics.get("trained_on"):
         notes.append(f"was trained on {trained_on:,} of these photos")
+    has_same_averages = all(bool(its_metrics.get(name)) == bool(metrics[name]) for name in AVERAGES)
+    is_comparable = is_this or (has_same_averages and not notes)
     notes += [f"with {name}" for name in AVERAGES if its_metrics.get(name)]
-    return {"name": name, "metrics": its_metrics, "notes": notes, "is_this": is_this}
+    return {"name": name, "metrics": its_metrics, "notes": notes, "is_this": is_this, "is_comparable": is_comparable}
 
 
 def _metrics_beside(folder: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -129,6 +129,7 @@ def models(tmp_path_factory):
     write_metrics(folder / "better" / "eval", 40, 0.01, eval_data_pattern=PATTERN)
     write_metrics(folder / "better" / "eval", 300, 0.02, eval_data_pattern=PATTERN, trained_on=3)
     write_metrics(folder / f"other {EVIL.replace('/', '')}" / "eval", 9, 0.9, eval_data_pattern="/elsewhere")
+    write_metrics(folder / "worse" / "eval", 5, 1.5, eval_data_pattern=PATTERN)
     write_metrics(folder / "better" / "best", 300, 0.02, eval_data_pattern=PATTERN)  # The same model.
     write_metrics(folder / "this" / "best", 6, 0.03, eval_data_pattern=PATTERN, flip_average=True)
     for name, text in {"damaged": "{", "older": '{"step": 1}', "diverged": '{"log_loss": NaN}'}.items():
@@ -200,8 +201,9 @@ def test_the_other_models_beside_it(models, text):
     table = text.partition('id="compared"')[2].partition("</table>")[0]
     rows = [" ".join(Page(f"<table>{row}</table>").text.split()) for row in re.findall("<tr.*?</tr>", table)[1:]]
     names = [row.partition(" step")[0] for row in rows]
-    assert names == ["better", "this/best", "this (this page)", f"other {EVIL}"]
-    better, other = rows[0], rows[-1]
+    assert names == ["this (this page)", "worse", "better", "this/best", f"other {EVIL}"]
+    assert table.count('<tr class="soft">') == 3  # Those that cannot be compared.
+    better, other = rows[2], rows[-1]
     assert "step 300" in better and "0.020" in better and "was trained on 3 of these photos" in better
     assert "on other data: /elsewhere" in other and "other data" not in better
     assert any("with flip_average" in row for row in rows if row.startswith("this/best"))
