@@ -184,8 +184,26 @@ def open_input(
         yield Input(pictures, batches, errors, has_pictures=True)
 
 
+@contextlib.contextmanager
+def words_as_typed(words: Sequence[str]) -> Iterator[None]:
+    """Lets errors about words name them as they were typed, without the flag that they stand for."""
+    try:
+        yield
+    except utils.UserError as error:
+        flag, message = f"--{_FLAG}=", str(error)
+        if not message.startswith(tuple(f"{flag}{word}:" for word in words)):
+            raise
+        raise utils.UserError(message.removeprefix(flag)) from error
+
+
 def main(words: Sequence[str] = ()) -> None:
     """Predicts what the flags name, and what the words beside them do."""
+    with words_as_typed(words):
+        predict_all(words)
+
+
+def predict_all(words: Sequence[str]) -> None:
+    """Predicts what the flags name, and some words."""
     patterns, output_file = [*filter(None, [FLAGS.input_data_pattern]), *words], FLAGS.output_file
     submission_format, output_column, batch_size = FLAGS.submission, FLAGS.output_column, FLAGS.batch_size
     bad_examples_flag = FLAGS.bad_examples

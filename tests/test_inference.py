@@ -235,7 +235,7 @@ def test_words_are_inputs(infer, tmp_path, monkeypatch):
     write_test_shards(tmp_path / "in", ["a"])
     with pytest.raises(UserError, match="^--input_data_pattern: in/test-0 names shards, and .*/one.jpg pictures; give"):
         infer("one.jpg", words=["in/test-0"])
-    with pytest.raises(UserError, match="^--input_data_pattern=gone.jpg: matches no file"):
+    with pytest.raises(UserError, match="^gone.jpg: matches no file"):
         infer("one.jpg", words=["gone.jpg"])
     (tmp_path / "read.me").write_text("x")
     with pytest.raises(UserError, match="^read.me: not a picture, or of an unknown format; fix or remove it, or pass"):
@@ -253,7 +253,7 @@ def test_words_are_inputs(infer, tmp_path, monkeypatch):
         (["\u2014run_once"], "its dash is that of a text program"),
         (["photo.jpg", "--train_dir=/nowhere"], "--train_dir=/nowhere: holds no model"),
         (["https://x.org/1.jpg"], "https://x.org/1.jpg: only paths on this machine and gs:// can be used"),
-        (["gone.jpg", "--train_dir={model}"], "--input_data_pattern=gone.jpg: matches no file"),
+        (["gone.jpg", "--train_dir={model}"], "gone.jpg: matches no file"),
     ],
 )
 def test_wrong_words_are_reported_before_tensorflow_is_imported(tmp_path, words, said):
