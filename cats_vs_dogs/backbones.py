@@ -191,7 +191,8 @@ def _download(name: str, shape: tuple[int, ...]) -> keras.Model:
     except Exception as error:
         raise UserError(
             f'--model_params: weights="imagenet": the weights of {name} cannot be downloaded: {error}; download that '
-            """file on another machine and give its path: --model_params='{"weights": "/path/to/file.h5"}'"""
+            """file on another machine and give its path: --model_params='{"weights": "/path/to/file.h5"}'; or """
+            "take a recipe that needs no weights, such as --recipe=good"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
