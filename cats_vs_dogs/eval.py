@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from cats_vs_dogs import config, files, photo_sources, user_files, utils
+from cats_vs_dogs import config, files, photo_sources, terminal, user_files, utils
 from cats_vs_dogs.path_flags import define_path
 from cats_vs_dogs.utils import find_class_by_name  # noqa: F401 - It was here in 2017.
 
@@ -212,7 +212,7 @@ def main() -> None:
     explain_errors = functools.partial(bad_examples.explain_read_errors, reader, shards)
     predictor = Predictor(classifiers, cluster, batches, shards.num_examples)
     evaluator = Evaluator(predictor, averages, shows_batches=True, explain_errors=explain_errors)
-    logging.info("built evaluation graph")
+    terminal.log_for_scripts("built evaluation graph")
     if is_ensemble:
         logging.info("an ensemble of %d models; its summaries and metrics go to %s", len(train_dirs), eval_dir)
     members = ensemble.restore(classifiers, train_dirs) if is_ensemble else []
@@ -220,7 +220,7 @@ def main() -> None:
     steps = [max(one["step"] for one in members)] if members else new_checkpoints(classifiers[0], train_dirs[0])
     has_graph = is_ensemble  # TensorBoard shows the graph of one model.
     for step in steps:
-        logging.info("enter eval_once loop global_step_val = %s. ", step)
+        terminal.log_for_scripts("enter eval_once loop global_step_val = %s. ", step)
         if not events.exists():  # A train.py --start_new_model deleted it.
             events, has_graph = EventFile(eval_dir), is_ensemble
         with files.explain_write_errors(eval_dir, "train_dir"):

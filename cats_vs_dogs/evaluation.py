@@ -154,7 +154,7 @@ class Evaluator:
                     if progress.disable:
                         metrics_log.log_batch({"step": step, "num_examples": accumulated.num_examples, **row})
         if self._shows_batches:
-            logging.info("Done with batched inference. Now calculating global performance metrics.")
+            terminal.log_for_scripts("Done with batched inference. Now calculating global performance metrics.")
         if members:
             scores = [_scores(one, accumulated.examples()[1]) for one in np.concatenate(by_model, axis=1)]
             members = [{**member, **its_scores} for member, its_scores in zip(members, scores, strict=True)]
@@ -185,7 +185,10 @@ def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
         counts = [metrics["confusion"][f"{animal}s_as_{called}s"] for called in CLASS_NAMES]
         scores = [f"{metrics[name][animal]:.4f}" for name in ("precision", "recall", "f1")]
         classes.append([animal, *scores, *map(str, (sum(counts), *counts))])
+    num_right = metrics["avg_hit_at_one"] * metrics["num_examples"]
+    low, high = eval_util.interval(num_right, metrics["num_examples"])
     lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in _NAMES.items()])
+    lines[0] += f"  (95 % interval: {low:.4f} to {high:.4f})"
     if "members" in metrics:
         rows = [(member["train_dir"], member) for member in metrics["members"]] + [("mean of all", metrics)]
         scores = [[name, *(f"{figures[key]:.4f}" for key in _NAMES.values())] for name, figures in rows]

@@ -89,7 +89,7 @@ _EVALUATION_LINE = (
 )
 # Of an evaluation while training, on a terminal.
 _SHORT_EVALUATION_LINE = (
-    "evaluation at step {step}: accuracy {avg_hit_at_one:.4f}, log loss {log_loss:.4f}, ROC AUC {roc_auc:.4f}"
+    "evaluation at step {step}: loss {avg_loss:.4f}, accuracy {avg_hit_at_one:.4f}, ROC AUC {roc_auc:.4f}"
 )
 _MORE_OF_EVALUATION = (
     "log loss: {log_loss:.4f} | ROC AUC: {roc_auc:.4f} | cats: {cats_as_cats} right, {cats_as_dogs} called dogs | "

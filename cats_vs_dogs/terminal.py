@@ -55,6 +55,12 @@ def shows_short_lines() -> bool:
     return sys.stderr.isatty() and not is_plain and logging.level_info()
 
 
+def log_for_scripts(message: str, *args: object) -> None:
+    """Logs a line of 2017 that scripts may read and that tells a person nothing: not to a terminal with short lines."""
+    if not shows_short_lines():
+        logging.info(message, *args)
+
+
 class RedrawnLine:
     """A line at the bottom of the terminal that is drawn again and again. Log lines begin below it and leave it whole.
 

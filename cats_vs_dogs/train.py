@@ -40,7 +40,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.framework.config import disable_op_determinism  # Is not in tf.config.
 
-from cats_vs_dogs import bad_examples, checkpoints, distribution, files, flag_files, train_dir, trained_data
+from cats_vs_dogs import bad_examples, checkpoints, distribution, files, flag_files, terminal, train_dir, trained_data
 from cats_vs_dogs.classifier import find_classes, seeded
 from cats_vs_dogs.config import AVERAGES, Config, SystemConfig
 from cats_vs_dogs.distribution import Cluster
@@ -355,7 +355,8 @@ def log_next_commands(settings: Config, shards: Sequence[str]) -> None:
     splits = {"validation", "test"} if is_sample_set else splits_beside(shards)
     can_evaluate, can_predict = data.eval_data_pattern or "validation" in splits, "test" in splits
     predict = utils.command("inference.py", *averages, train_dir=model_dir)
-    logging.info("Done training. The model is in %s: %s.", folder, train_dir.describe(folder))
+    written = train_dir.describe(folder, is_short=terminal.shows_short_lines())
+    logging.info("Done training. The model is in %s: %s.", folder, written)
     logging.info("What to type next:")
     if can_evaluate:
         logging.info("  %s", utils.command("eval.py", "run_once", *averages, train_dir=model_dir))

@@ -178,13 +178,19 @@ def delete_model(train_dir: str) -> None:
         files.remove(path)
 
 
-def describe(train_dir: str) -> str:
+def describe(train_dir: str, is_short: bool = False) -> str:
     """Returns the names of the kit's files in a train_dir, such as "best/model.ckpt-8, eval/metrics-*.json, run.json".
 
     A "*" stands for the numbers of several files of a kind.
+
+    Args:
+        train_dir: the folder.
+        is_short: whether a folder stands for its files, as in "best/, eval/, run.json".
     """
     own = re.compile("|".join(f"({entry.path})" for entry in _ENTRIES))
     names = {re.sub(r"(model\.ckpt-\d+)\..*", r"\1", path) for path in _paths(train_dir) if own.fullmatch(path)}
+    if is_short:
+        names = {re.sub("/.*", "/", name) for name in names}
     kinds: dict[str, list[str]] = {}
     for name in sorted(names):
         kinds.setdefault(re.sub(r"(?<=tfevents\.).*|\d+", "*", name), []).append(name)

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from cats_vs_dogs import advice, checkpoints, train_dir
+from cats_vs_dogs import advice, checkpoints, terminal, train_dir
 from cats_vs_dogs.checkpoints import Progress
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.evaluation import Evaluation, Evaluator
@@ -98,9 +98,10 @@ class TrainingEvaluation:
         if is_best or is_last or self.has_stopped_improving:
             evaluation.write_pictures(self._events)
         self._events.flush()
+        name = "loss" if terminal.shows_short_lines() else "Avg_Loss:"  # As in the line of the evaluation.
         logging.info(
-            "best so far: step %d, Avg_Loss: %.4f, in %s",
-            *(int(progress.best_step), float(progress.best_loss), self._best_dir),
+            "best so far: step %d, %s %.4f, in %s",
+            *(int(progress.best_step), name, float(progress.best_loss), self._best_dir),
         )
         if self.has_stopped_improving:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
