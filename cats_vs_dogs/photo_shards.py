@@ -191,8 +191,8 @@ def _log(pattern: str, shards: PhotoShards, bad: dict[str, int], is_new: bool) -
             if count
         ]
         shown.append(f"{split}: {', '.join(parts)}")
-    made = "made" if is_new else "from an earlier run"
-    logging.info("Photos of %s: %s. Shards %s, in %s", pattern, "; ".join(shown), made, shards.folder)
+    made = "" if is_new else ", made by an earlier run,"
+    logging.info("Photos of %s: %s. Their shards%s are in %s", pattern, "; ".join(shown), made, shards.folder)
     if any(bad.values()):
         path = os.path.join(shards.folder, converter.BAD_IMAGES)
         logging.info("%d re-encoded, %d skipped; see %s", bad["re-encoded"], bad["skipped"], path)

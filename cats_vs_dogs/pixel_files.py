@@ -71,8 +71,8 @@ class PixelFiles:
         columns = _map(self._folder)
         if not self._is_reusable:  # The mapped bytes stay until the process ends.
             shutil.rmtree(self._folder, ignore_errors=True)
-        made = "made" if is_new else "from an earlier run"
-        logging.info("Decoded pictures of %d examples %s, in %s", self._shards.num_examples, made, self._folder)
+        made = "" if is_new else ", made by an earlier run,"
+        logging.info("Decoded pictures of %d examples%s are in %s", self._shards.num_examples, made, self._folder)
         return columns
 
     def _write(self, folder: str) -> None:

@@ -78,11 +78,11 @@ def test_they_are_made_once_and_again_when_a_photo_changes(tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
     folder = write_folder(tmp_path / "in", PHOTOS)
     first = find(folder)
-    assert "Making shards of" in caplog.text and ". Shards made, in " in caplog.text
+    assert "Making shards of" in caplog.text and ". Their shards are in " in caplog.text
     caplog.clear()
     (folder / ".DS_Store").write_bytes(b"A look at the folder changes no photo.")
     assert find(folder) == first
-    assert "Making" not in caplog.text and ". Shards from an earlier run, in " in caplog.text
+    assert "Making" not in caplog.text and ". Their shards, made by an earlier run, are in " in caplog.text
     shutil.move(folder, tmp_path / "moved")
     assert find(tmp_path / "moved").folder == first.folder
     os.remove(f"{first.folder}/validation-00000-of-00001")  # As a program does that cleans caches.

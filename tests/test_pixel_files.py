@@ -44,7 +44,7 @@ def test_files_hold_what_is_decoded_and_serve_the_next_run(tmp_path, folder, cap
     files = PixelFiles(reader, shards)
     assert_decoded(files.columns(), reader, shards)
     (kept_folder,) = kept(folder)
-    assert f"Decoded pictures of 150 examples made, in {kept_folder}" in caplog.text
+    assert f"Decoded pictures of 150 examples are in {kept_folder}" in caplog.text
     assert files.num_bytes == 150 * (3 * SIZE**2 + 4)
     size = sum(path.stat().st_size for path in kept_folder.iterdir())
     assert files.num_bytes < size < files.num_bytes + 5000
@@ -53,7 +53,7 @@ def test_files_hold_what_is_decoded_and_serve_the_next_run(tmp_path, folder, cap
     monkeypatch.setattr(readers, "decoded_bytes", lambda *args: 0)
     for column, values in zip(PixelFiles(reader, shards).columns(), expected, strict=True):
         np.testing.assert_array_equal(column, values)
-    assert f"Decoded pictures of 150 examples from an earlier run, in {kept_folder}" in caplog.text
+    assert f"Decoded pictures of 150 examples, made by an earlier run, are in {kept_folder}" in caplog.text
 
 
 def test_batches_in_order_come_from_files(tmp_path):
@@ -93,7 +93,7 @@ def test_the_weights_are_the_same_to_the_bit_wherever_pictures_stay(tmp_path, fo
         assert line in caplog.text
         assert len(kept(folder)) == (0 if cache in ("none", "memory") else 2)  # Those to evaluate on, too.
         found[cache] = values_of(checkpoints.require_checkpoint(str(tmp_path / cache)))
-    assert caplog.text.count(" from an earlier run, in ") == 2
+    assert caplog.text.count(" made by an earlier run, are in ") == 2
     for values in found.values():
         assert values.keys() == found["none"].keys()
         for name, value in values.items():
