@@ -130,7 +130,10 @@ def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
             lacks |= {f"worker {worker}": answer for worker, answer in answers.items()}
     for place, lack in lacks.items():
         if isinstance(lack, Exception):
-            lack = f"does not answer ({_in_short(lack)})"
+            raise utils.UserError(
+                f"the Dask {place} does not answer ({_in_short(lack)}); end it, and start it again if the machine "
+                f"runs: dask worker {address}"
+            )
         if lack.startswith("has no "):
             raise utils.UserError(f"the Dask {place} {lack}; name files and folders that all machines share")
         if lack:
