@@ -329,7 +329,7 @@ def start_scheduler():
     with contextlib.ExitStack() as stack:
 
         def start(num_workers):
-            settings = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": None}
+            settings = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
             cluster = distributed.LocalCluster(n_workers=num_workers, threads_per_worker=1, **settings)
             return stack.enter_context(cluster).scheduler_address
 
