@@ -232,7 +232,8 @@ def _row(name: str, its_metrics: dict[str, Any], metrics: dict[str, Any], is_thi
         notes.append(f"was trained on {trained_on:,} of these photos")
     has_same_averages = all(bool(its_metrics.get(name)) == bool(metrics[name]) for name in AVERAGES)
     is_comparable = is_this or (has_same_averages and not notes)
-    notes += [f"with {name}" for name in AVERAGES if its_metrics.get(name)]
+    averages = [f"with {name}" for name in AVERAGES if its_metrics.get(name)]
+    notes += averages or ([] if has_same_averages else ["without averages"])
     return {"name": name, "metrics": its_metrics, "notes": notes, "is_this": is_this, "is_comparable": is_comparable}
 
 

@@ -220,11 +220,15 @@ def test_learning_curves_are_of_the_same_data(text):
 
 
 def test_averages_do_not_hide_the_evaluations_of_training(tmp_path):
+    folder = tmp_path / "train_dir"
+    folder.mkdir()
+    write_metrics(tmp_path / "plain" / "eval", 5, 0.01, eval_data_pattern=PATTERN)
     rows = [{"kind": "evaluation", "step": i, "avg_loss": 1 / i, "avg_hit_at_one": 0.5} for i in (1, 2, 4)]
-    (tmp_path / "metrics.jsonl").write_text(
+    (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(row | {"eval_data_pattern": PATTERN}) + "\n" for row in rows)
     )
-    page = Page(write_report(tmp_path, small_photos(8), model="LogisticModel", about={"flip_average": True}))
+    page = Page(write_report(folder, small_photos(8), model="LogisticModel", about={"flip_average": True}))
+    assert "plain step 5; without averages" in page.text
     assert "of evaluations goes from 1.000 to 0.250" in page.all("img")[0]["alt"]
     assert page.text.count("on the data of this page, which average nothing") == 2
 
