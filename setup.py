@@ -29,8 +29,9 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.17"],
         "beam": ["apache-beam>=2.77"],
         "dask": ["apache-beam>=2.77", "dask[distributed]>=2024.4.2"],
-        "onnx": ["tf2onnx>=1.17", "onnxruntime"],
+        # onnx 1.19.0 does not say that it needs a newer ml_dtypes than TensorFlow 2.17 allows.
+        "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"]
-        + ["dask[distributed]>=2024.4.2", "ai-edge-litert", "tf2onnx>=1.17", "onnxruntime"],
+        + ["dask[distributed]>=2024.4.2", "ai-edge-litert", "tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
     },
 )

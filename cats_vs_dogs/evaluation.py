@@ -188,7 +188,7 @@ def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
     num_right = metrics["avg_hit_at_one"] * metrics["num_examples"]
     low, high = eval_util.interval(num_right, metrics["num_examples"])
     lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in _NAMES.items()])
-    lines[0] += f"  (95 % interval: {low:.4f} to {high:.4f})"
+    lines.append(f"95 % interval of the accuracy: {low:.4f} to {high:.4f}")
     if "members" in metrics:
         rows = [(member["train_dir"], member) for member in metrics["members"]] + [("mean of all", metrics)]
         scores = [[name, *(f"{figures[key]:.4f}" for key in _NAMES.values())] for name, figures in rows]

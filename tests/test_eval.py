@@ -26,10 +26,11 @@ def evaluated(ids, labels, probabilities):
 def test_the_report():
     metrics = evaluated(["a.jpg", "b.jpg", "고양이.jpg", "d.jpg"], [0, 1, 0, 1], [0.25, 0.75, 0.875, 0.375])
     assert evaluation.table(metrics.get(), metrics.mistakes()) == [
-        "accuracy                    0.5000  (95 % interval: 0.1500 to 0.8500)",
+        "accuracy                    0.5000",
         "log loss                    0.9089",
         "ROC AUC                     0.5000",
         "expected calibration error  0.5000",
+        "95 % interval of the accuracy: 0.1500 to 0.8500",
         "",
         "     precision  recall      F1  examples  called cat  called dog",
         "cat     0.5000  0.5000  0.5000         2           1           1",
