@@ -75,7 +75,7 @@ def train(train_dir: str, pattern: str, seed: int) -> float:
 
 def evaluate(train_dir: str, pattern: str, *flags: str) -> list[float]:
     """Returns the figures of the newest checkpoint."""
-    run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={pattern}", "--run_once", *flags)
+    run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={pattern}", "--run_once", "--noreport", *flags)
     (path,) = glob.glob(f"{glob.escape(train_dir)}/eval/metrics-*.json")
     with open(path, encoding="utf-8") as file:
         metrics = json.load(file)
