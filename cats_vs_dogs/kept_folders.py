@@ -48,7 +48,10 @@ def make(folder: str, write: Callable[[str], None], is_complete: Callable[[str],
 def hold(folder: str) -> bool:
     """Keeps other processes from deleting a folder until this process ends; returns whether the folder is there."""
     if folder not in _held:
-        descriptor = _lock(folder, exclusive=False)
+        try:
+            descriptor = _lock(folder, exclusive=False)
+        except BlockingIOError:  # Another process is deleting it.
+            return False
         if descriptor is not None:
             _held[folder] = descriptor
     with contextlib.suppress(OSError):
