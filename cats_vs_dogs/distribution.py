@@ -320,7 +320,9 @@ def read_tf_config(tf_config: str) -> tuple[dict, int, int] | None:
 
     try:
         config = json.loads(tf_config or "{}")
-        cluster = {"chief" if job == "master" else job: list(tasks) for job, tasks in config.get("cluster", {}).items()}
+        cluster = {"chief" if job == "master" else job: tasks for job, tasks in config.get("cluster", {}).items()}
+        if not all(isinstance(tasks, list) for tasks in cluster.values()):
+            raise TypeError("addresses must be in lists")
         task = config.get("task", {})
         job, index = str(task.get("type", "worker")), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError) as error:
