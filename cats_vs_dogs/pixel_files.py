@@ -62,6 +62,7 @@ class PixelFiles:
 
         Raises:
             OSError: if they cannot be written.
+            UserError: if the shards have changed since they were counted.
         """
         is_new = False
         while not (_is_intact(self._folder) and kept_folders.hold(self._folder)):
@@ -90,6 +91,7 @@ class PixelFiles:
                     _append(file, column.numpy(), num_examples)
                 ids += batch[0].numpy().tolist()
                 progress.update(len(batch[0]))
+        readers.check_count(len(ids), num_examples)
         np.save(paths[0], np.array(ids, "S"))
         np.save(os.path.join(folder, _CHECKSUMS), _checksums(folder))
 
