@@ -4,7 +4,6 @@ Whoever uses one decodes and resizes the pictures. So a JSON file beside it says
 """
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,12 +12,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import readers, terminal
+from cats_vs_dogs import files, readers, terminal
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.labels import is_dog
 from cats_vs_dogs.utils import UserError
 
-ABOUT = "model.json"
+_ABOUT = "model.json"
+_FLOAT32, _INT8, _ONNX = "model_float32.tflite", "model_int8.tflite", "model.onnx"
+
+# What an export may consist of, see `export_model.publish`.
+PARTS = (_ABOUT, _FLOAT32, _INT8, _ONNX)
+
 _RESIZING = {
     "area": "each pixel is the mean of the source pixels that it covers, those at its edges in part, rounded",
     "legacy_bilinear": "bilinear between four source pixels, without half-pixel centres, rounded down: "
@@ -79,7 +83,7 @@ def _pixels(reader: readers.BaseReader) -> tf.TensorSpec:
 
 def _to_litert(module: tf.Module) -> list[PixelModel]:
     models = []
-    for name, optimizations in (("model_float32.tflite", []), ("model_int8.tflite", [tf.lite.Optimize.DEFAULT])):
+    for name, optimizations in ((_FLOAT32, []), (_INT8, [tf.lite.Optimize.DEFAULT])):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([module.predict.get_concrete_function()], module)
         # Without pictures to measure the ranges of activations, these stay float32; only the weights become int8.
         converter.optimizations = optimizations
@@ -102,7 +106,7 @@ def _to_onnx(module: tf.Module) -> list[PixelModel]:
     model, _ = tf2onnx.convert.from_function(module.predict, module.predict.input_signature)
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return [PixelModel("model.onnx", data, lambda pixels: session.run(None, {"pixels": pixels})[0].item())]
+    return [PixelModel(_ONNX, data, lambda pixels: session.run(None, {"pixels": pixels})[0].item())]
 
 
 _FORMATS = {"litert": _to_litert, "onnx": _to_onnx}
@@ -179,10 +183,8 @@ def write(folder: str, models: Sequence[PixelModel], facts: dict[str, Any]) -> N
     """Writes models and the JSON file about them to a local folder, which must not exist."""
     os.makedirs(folder)
     for model in models:
-        with open(os.path.join(folder, model.name), "wb") as file:
-            file.write(model.data)
-    with open(os.path.join(folder, ABOUT), "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2)
+        files.write_bytes(os.path.join(folder, model.name), model.data)
+    files.write_json(os.path.join(folder, _ABOUT), facts)
 
 
 def table(models: Sequence[PixelModel], accuracy: Accuracy | None) -> list[str]:
