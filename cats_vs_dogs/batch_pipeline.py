@@ -131,7 +131,8 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
                 | "Predict" >> beam.Map(PartPredictor(model_dir, batch_size, unfinished))
             )
             beam_runners.wait(pipeline.run())
-        publish(parts, paths, output_path, unfinished)
+        with files.explain_write_errors(output_path, "output_path"):
+            publish(parts, paths, output_path, unfinished)
     finally:
         with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.rmtree(unfinished)
@@ -147,7 +148,9 @@ def check_model(model_dir: str) -> None:
     path = os.path.join(model_dir, "saved_model.pb")
     if "," in model_dir:
         advice = "name one export of the kit, not several; only eval.py and inference.py take several models"
-    exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
+    exports = []
+    with contextlib.suppress(*files.file_errors()):  # What cannot be listed is reported when it is read.
+        exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
     if exports:  # It is a train_dir.
         newest = max(exports, key=lambda export: int(export.rpartition("_")[2]))
         advice = f"write --model_dir={shlex.quote(newest)}"
@@ -319,6 +322,7 @@ def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfin
 
     Raises:
         UserError: if the results of a part are missing.
+        OSError or tf.errors.OpError: if a file cannot be written, see `files.explain_write_errors`.
     """
     moves, lines = {}, []
     for number, parts_of_shard in itertools.groupby(parts, key=lambda part: part.shard):
@@ -335,8 +339,8 @@ def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfin
             tf.io.gfile.rename(path, final, overwrite=True)
         else:
             files.replace(path, final)
-    for path in files.list_matching(output_path, r"prediction\.results-.*"):
-        if path not in moves:
+    for path in files.list_matching(output_path, r"prediction\.results-\d{5,}-of-\d{5,}"):
+        if path not in moves and not files.is_dir(path):
             files.remove(path)
 
 
