@@ -24,7 +24,7 @@ def make(folder: str, write: Callable[[str], None], is_complete: Callable[[str],
     Args:
         folder: what to make; its parents are made, too.
         write: writes all that it holds into the empty folder that it is called with.
-        is_complete: tells whether a folder needs not be made. One that is there and is not complete is replaced.
+        is_complete: tells whether a folder has all that it must have. One that is not complete is replaced.
 
     Raises:
         OSError: if it cannot be written.

@@ -18,7 +18,7 @@ from absl import logging
 from cats_vs_dogs import files, kept_folders, readers, terminal, untracked
 
 _BATCH_SIZE = 64
-_MAX_KEPT_BYTES = 16 * 2**30  # Limit for all files together, but for those in use.
+_MAX_KEPT_BYTES = 16 * 2**30  # Limit for all files together. Those in use are kept, even above it.
 _COLUMNS = ("ids", "images", "labels")
 _CHECKSUMS = "checksums.npy"
 _READ_BYTES = 16 * 2**20
@@ -48,7 +48,7 @@ class PixelFiles:
         self._folder = os.path.join(self.parent, key if self._is_reusable else uuid.uuid4().hex)
 
     def has_room(self) -> bool:
-        """Whether they are there, or take at most a quarter of what the disk has free."""
+        """Whether they are there, or take at most a quarter of the free disk and at most the limit."""
         if os.path.isdir(self._folder):
             return True
         try:

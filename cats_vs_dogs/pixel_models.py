@@ -1,6 +1,7 @@
 """Models that take pixels instead of files: for phones and small computers (LiteRT), and for ONNX Runtime.
 
-Whoever uses one decodes and resizes the pictures. So a JSON file beside it says how, and how many photos it gets right.
+The app that runs such a model decodes and resizes the pictures. So a JSON file beside the model says how to do that,
+and how many photos the model gets right.
 """
 
 import dataclasses
@@ -128,12 +129,12 @@ class Accuracy:
 
 
 def measure(models: Sequence[PixelModel], reader: readers.BaseReader, shards: readers.Shards, data: str) -> Accuracy:
-    """Predicts photos with models, one photo at a time.
+    """Counts how many photos models get right, one photo at a time.
 
     Args:
         models: the models.
         reader: returns pictures and labels.
-        shards: the photos.
+        shards: the photos, which have labels.
         data: their name.
     """
     right = [0] * len(models)
@@ -180,7 +181,11 @@ def about(
 
 
 def write(folder: str, models: Sequence[PixelModel], facts: dict[str, Any]) -> None:
-    """Writes models and the JSON file about them to a local folder, which must not exist."""
+    """Writes models and the JSON file about them to a local folder, which must not exist.
+
+    Raises:
+        OSError or UserError: if they cannot be written.
+    """
     os.makedirs(folder)
     for model in models:
         files.write_bytes(os.path.join(folder, model.name), model.data)

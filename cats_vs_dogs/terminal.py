@@ -77,7 +77,7 @@ class RedrawnLine:
             logging.get_absl_handler().addFilter(self._end)
 
     def show(self, parts: Sequence[str]) -> None:
-        """Draws the line; if it was drawn a moment ago, only what is shown last before a log line.
+        """Draws the line. If it was drawn a moment ago, it is drawn at a later call, or before the next log line.
 
         Args:
             parts: they are joined with two spaces. Those that do not fit in the terminal, or in 79 columns, are left
