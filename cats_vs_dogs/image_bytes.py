@@ -17,6 +17,7 @@ DAMAGED = "it is damaged, or an unusual kind of JPEG or PNG; save it as JPEG aga
 _AT_ONCE = 16  # Pictures that are decoded at the same time, if there are as many cores.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # The EXIF tag that says how a picture must be turned, 1 (it is upright) to 8.
+_LONG = 4  # The type of an EXIF tag's value that takes four bytes. An orientation should take two.
 _XMP_ORIENTATION = r'\C*?tiff:Orientation(?:="|>)([0-9])\C*'
 
 
@@ -174,7 +175,8 @@ def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
     start = tf.clip_by_value(number(tf.slice(numbers, [4], [4])), 0, size)
     entries = tf.minimum(number(tf.slice(numbers, [start], [2])), (size - start) // 12)
     entries = tf.reshape(numbers[start + 2 : start + 2 + 12 * entries], [-1, 12])  # tag, type, count, value
-    values = tf.where(number(entries[:, :2]) == _ORIENTATION, number(entries[:, 8:10]), 0)
+    values = tf.where(number(entries[:, 2:4]) == _LONG, number(entries[:, 8:]), number(entries[:, 8:10]))
+    values = tf.where(number(entries[:, :2]) == _ORIENTATION, values, 0)
     by_exif = tf.reduce_max(tf.concat([[0], values], axis=0))
     has_xmp = tf.strings.regex_full_match(xmp, _XMP_ORIENTATION)
     by_xmp = tf.strings.to_number(
