@@ -1,4 +1,4 @@
-"""The work of batch_predict.py: shards to parts, which a Beam runner hands to workers, and their results to files.
+"""The work of batch_predict.py: it divides shards into parts, lets workers predict them, and joins their results.
 
 Worker processes import this module.
 """
@@ -32,8 +32,8 @@ OUTPUTS = ("class_indexes", "image_id", "predictions")
 
 ERRORS_FILE = "prediction.errors_stats-00000-of-00001"
 
-# The number of parts that all shards together are divided into, so that few shards keep many workers busy to the end.
-# From this number of shards on they are not divided, which saves reading each shard a second time to find its parts.
+# Fewer shards than this are divided into about so many parts, so that all workers are busy to the end. More shards are
+# not divided: to find the parts, each shard must be read once more.
 _PARTS = 64
 
 
@@ -96,8 +96,8 @@ class Outcome:
 def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int, options: PipelineOptions) -> None:
     """Predicts shards, and returns when all results are written.
 
-    Workers may be on other machines and may be lost. Each part's results are a file that is complete or not there,
-    however often the part is begun; when there is one for each part, this process joins them to those of the shards.
+    Workers may be on other machines and may be lost. The results of a part are a file that is complete or absent,
+    however often the part is begun. When all these files are there, this process joins them into one for each shard.
 
     Args:
         model_dir: an export.
@@ -117,7 +117,7 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
     try:
         with beam_runners.failures_in_one_line(options):
             pipeline = beam_runners.open_pipeline(options, [model_dir, files.absolute_path(paths[0]), unfinished])
-            # Here and not by workers: DaskRunner leaves all that one element becomes with the element's worker.
+            # Workers cannot divide shards: DaskRunner would leave all parts of a shard to the worker that divided it.
             parts = [
                 part
                 for number, path in enumerate(paths)
@@ -131,7 +131,8 @@ def run(model_dir: str, paths: Sequence[str], output_path: str, batch_size: int,
                 | "Predict" >> beam.Map(PartPredictor(model_dir, batch_size, unfinished))
             )
             beam_runners.wait(pipeline.run())
-        publish(parts, paths, output_path, unfinished)
+        with files.explain_write_errors(output_path, "output_path"):
+            publish(parts, paths, output_path, unfinished)
     finally:
         with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.rmtree(unfinished)
@@ -147,7 +148,9 @@ def check_model(model_dir: str) -> None:
     path = os.path.join(model_dir, "saved_model.pb")
     if "," in model_dir:
         advice = "name one export of the kit, not several; only eval.py and inference.py take several models"
-    exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
+    exports = []
+    with contextlib.suppress(*files.file_errors()):  # What cannot be listed is reported when it is read.
+        exports = files.list_matching(os.path.join(model_dir, "export"), r"step_\d+")
     if exports:  # It is a train_dir.
         newest = max(exports, key=lambda export: int(export.rpartition("_")[2]))
         advice = f"write --model_dir={shlex.quote(newest)}"
@@ -169,15 +172,18 @@ def check_model(model_dir: str) -> None:
 
 
 def divide(number: int, path: str, num_parts: int, batch_size: int) -> Iterator[Part]:
-    """Divides a shard into at most `num_parts` parts of similar size in bytes, of at least a batch each.
+    """Divides a shard into parts of similar size in bytes. Each has at least a batch, but for the last one.
 
     Damage is left for `read` to find: the last part includes it.
 
     Args:
         number: number of the shard.
         path: path of the shard.
-        num_parts: 1: the file is not opened.
+        num_parts: the largest number of parts. If it is 1, the file is not opened.
         batch_size: number of records in a batch.
+
+    Raises:
+        UserError or tf.errors.OpError: if the shard cannot be read.
     """
     first, start = 0, 0
     if num_parts > 1:
@@ -309,7 +315,7 @@ def to_outcomes(batch: Sequence[Record], outputs: dict[str, Any]) -> list[Outcom
 
 
 def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfinished: str) -> None:
-    """Joins the results of parts to those of shards, moves these to the output folder, and removes an earlier job's.
+    """Joins the results of parts into files of shards, moves these to the output folder, and removes an earlier job's.
 
     Args:
         parts: all parts, in the order of the shards and their records.
@@ -319,6 +325,7 @@ def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfin
 
     Raises:
         UserError: if the results of a part are missing.
+        OSError or tf.errors.OpError: if a file cannot be written, see `files.explain_write_errors`.
     """
     moves, lines = {}, []
     for number, parts_of_shard in itertools.groupby(parts, key=lambda part: part.shard):
@@ -335,8 +342,8 @@ def publish(parts: Sequence[Part], paths: Sequence[str], output_path: str, unfin
             tf.io.gfile.rename(path, final, overwrite=True)
         else:
             files.replace(path, final)
-    for path in files.list_matching(output_path, r"prediction\.results-.*"):
-        if path not in moves:
+    for path in files.list_matching(output_path, r"prediction\.results-\d{5,}-of-\d{5,}"):
+        if path not in moves and not files.is_dir(path):
             files.remove(path)
 
 

@@ -1,4 +1,4 @@
-"""Beam's runners: Dask's by its short name, a look at its cluster before a job, and failures of all in one line."""
+"""Beam's runners: checks a Dask cluster before a job, waits for the job, and says in one line why any runner failed."""
 
 import contextlib
 import logging as python_logging
@@ -39,7 +39,7 @@ def import_dask(beam_flags: Sequence[str]) -> None:
         from apache_beam.runners.dask import dask_runner  # noqa: F401
     except ImportError as error:
         raise utils.UserError(f"Dask cannot be imported ({error}); pip install -e '.[dask]'") from error
-    # Of a lost connection Dask logs the traceback. What ends the job is said in one line.
+    # Dask logs a traceback when a connection is lost. The kit says in one line what ends the job.
     for name in ("distributed", "distributed.client"):  # The latter has a level of its own.
         python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
 
@@ -53,7 +53,7 @@ def name_of(options: "PipelineOptions") -> str:
 
 
 def open_pipeline(options: "PipelineOptions", paths: Sequence[str]) -> "Pipeline":
-    """Returns an empty pipeline of the runner that the options name. Of Dask, the cluster is looked at first.
+    """Returns an empty pipeline for the runner that the options name. A Dask cluster is checked first.
 
     Args:
         options: Beam's options. Dask's name is made complete.
@@ -93,7 +93,7 @@ def set_partitions(options: "PipelineOptions", count: int) -> None:
 
 
 def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
-    """Raises a UserError unless a Dask cluster answers, has a worker, the kit and the files."""
+    """Raises a UserError unless a Dask cluster answers, has a worker, and all of it has the kit and sees the files."""
     import distributed
     from apache_beam.runners.dask.dask_runner import DaskOptions
 
@@ -124,7 +124,7 @@ def _check_cluster(options: "PipelineOptions", paths: Sequence[str]) -> None:
         lacks |= {
             f"worker {worker}": _other_python(versions, version) for worker, version in versions["workers"].items()
         }
-        if not any(lacks.values()):  # Other versions of Python cannot be sent a function.
+        if not any(lacks.values()):  # A function cannot be sent to another version of Python.
             lacks["scheduler"] = client.run_on_scheduler(_lack())
             answers = client.run(_lack(paths), on_error="return")
             lacks |= {f"worker {worker}": answer for worker, answer in answers.items()}

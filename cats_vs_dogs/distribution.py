@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tensorflow.python.eager import context  # What sets the time after which a worker is lost is not in tf.config.
+from tensorflow.python.eager import context  # tf.config cannot set the time after which a worker counts as lost.
 
 from cats_vs_dogs import readers, rendezvous
 from cats_vs_dogs.utils import UserError
@@ -58,8 +58,9 @@ class Cluster:
                 them: ids, images, labels and weights.
 
         Returns:
-            Images, labels and weights, where a weight is the replica batch's fraction of the global batch. Images are
-            uint8 on GPUs, which scale them after the transfer, and float32 in [-1, 1] on CPUs.
+            Images, [n, size, size, 3]; labels, int32 [n, 1]; and weights, float32 scalars: the replica batch's fraction
+            of the global batch. Images are uint8 on GPUs, which scale them after the transfer, and float32 in [-1, 1]
+            on CPUs.
         """
         gpus = tf.config.list_logical_devices("GPU")
         if not gpus:
@@ -141,7 +142,7 @@ class Cluster:
         """Returns the data of each worker, on every worker. All workers must call this at the same point.
 
         Args:
-            data: what this worker has; the others may have more or less.
+            data: what this worker has, of any length.
 
         Raises:
             UserError: if a worker was lost.
@@ -169,14 +170,14 @@ class Cluster:
             about: what this worker tells, see `rendezvous.check_same`.
 
         Raises:
-            UserError: if they do not, in the same words on all workers; or if a worker was lost.
+            UserError: if they do not; all workers get the same message. Or if a worker was lost.
         """
         told = [json.loads(text) for text in self.gather(json.dumps(about).encode())]
         try:
             rendezvous.check_same(told)
         except UserError:
             with contextlib.suppress(UserError):
-                self.sync()  # Nobody ends before all know; a worker that ended would be lost for the others.
+                self.sync()  # All workers know the result before one ends. The others would take that one for lost.
             raise
 
     def _sum(self, value: tf.Tensor) -> tf.Tensor:
@@ -234,7 +235,8 @@ def join_cluster(about: Callable[[], dict[str, Any]], join_timeout: float, worke
     Call it before TensorFlow computes anything: a process can join a cluster only at its start.
 
     Args:
-        about: returns what all workers must have in common, see `rendezvous.check_same`; called if there are several.
+        about: returns what all workers must have in common, see `rendezvous.check_same`; called only if there are
+            several workers.
         join_timeout: how many seconds to wait for the other workers.
         worker_timeout: how many seconds a worker may not answer before it counts as lost.
 
@@ -320,7 +322,9 @@ def read_tf_config(tf_config: str) -> tuple[dict, int, int] | None:
 
     try:
         config = json.loads(tf_config or "{}")
-        cluster = {"chief" if job == "master" else job: list(tasks) for job, tasks in config.get("cluster", {}).items()}
+        cluster = {"chief" if job == "master" else job: tasks for job, tasks in config.get("cluster", {}).items()}
+        if not all(isinstance(tasks, list) for tasks in cluster.values()):
+            raise TypeError("addresses must be in lists")
         task = config.get("task", {})
         job, index = str(task.get("type", "worker")), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError) as error:

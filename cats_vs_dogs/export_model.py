@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # Run as a file: import the package next to this 
     cats_vs_dogs.forget_edited()
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-_GRAPH = "saved_model.pb"
-# What else an export may consist of.
-_OTHER_PARTS = {"variables", "assets", "fingerprint.pb", "model_float32.tflite", "model_int8.tflite", "model.onnx"}
+# What a SavedModel may consist of, see `publish`.
+_SAVED_MODEL = ("saved_model.pb", "variables", "assets", "fingerprint.pb")
 _DATA_FLAG = "eval_data_pattern"
 
 
@@ -119,22 +118,24 @@ class ModelExporter:
         import tensorflow as tf
 
         signatures = {"serving_default": self._module.predict, "image_bytes": self._module.predict_files}
-        publish(model_dir, lambda folder: tf.saved_model.save(self._module, folder, signatures=signatures), _GRAPH)
+        publish(model_dir, lambda folder: tf.saved_model.save(self._module, folder, signatures=signatures))
 
 
-def publish(model_dir: str, save: Callable[[str], None], last: str) -> None:
+def publish(model_dir: str, save: Callable[[str], None], parts: Sequence[str] = _SAVED_MODEL) -> None:
     """Writes an export, which appears when it is complete. An older one there is replaced.
 
     Args:
         model_dir: where.
         save: writes it to a local folder that does not exist.
-        last: the file whose presence tells that an export is complete.
+        parts: names of all files and folders that such an export may have. The presence of the first one tells that an
+            export is complete.
 
     Raises:
         UserError: if there is something else than such an export.
+        OSError or tf.errors.OpError: if it cannot be written, see `files.explain_write_errors`.
     """
-    check_replaceable(model_dir, last)
-    target = model_dir.rstrip("/")
+    check_replaceable(model_dir, parts)
+    target, last = model_dir.rstrip("/"), parts[0]
     if files.is_remote(model_dir):
         with tempfile.TemporaryDirectory() as folder:
             save(f"{folder}/export")
@@ -143,6 +144,8 @@ def publish(model_dir: str, save: Callable[[str], None], last: str) -> None:
             files.upload(f"{folder}/export", target, last=last)
         return
     temporary = files.temporary_path(target)
+    if files.exists(temporary):  # Of a killed process with the same number, as in a container.
+        files.remove(temporary)
     try:
         save(temporary)
         if files.exists(target):
@@ -156,26 +159,31 @@ def publish(model_dir: str, save: Callable[[str], None], last: str) -> None:
 
 def is_exported(model_dir: str) -> bool:
     """Whether there is a complete SavedModel."""
-    return files.exists(f"{model_dir}/{_GRAPH}")
+    return files.exists(f"{model_dir}/{_SAVED_MODEL[0]}")
 
 
-def check_replaceable(model_dir: str, last: str = _GRAPH) -> None:
-    """Checks that an export may be written to a folder: it is absent, empty, or an export of the same kind.
+def check_replaceable(model_dir: str, parts: Sequence[str] = _SAVED_MODEL) -> None:
+    """Checks that an export may be written to a folder: it is absent, or holds nothing but parts of such an export.
+
+    Some parts may be missing: an upload to an object store may have been interrupted.
 
     Args:
         model_dir: the folder.
-        last: see `publish`.
+        parts: see `publish`.
 
     Raises:
-        UserError: if it holds anything else.
+        UserError: if it is a file, or holds anything else, which would be deleted.
     """
     if not files.exists(model_dir):
         return
-    names = set(files.list_dir(model_dir)) if files.is_dir(model_dir) else {model_dir}
-    # Other parts without the last file, which is uploaded last: an upload to an object store was interrupted.
-    if last not in names and names - _OTHER_PARTS:
-        kind = "a SavedModel" if last == _GRAPH else "such an export"
-        raise utils.UserError(f"{model_dir}: exists and is not {kind}; name another --export_dir")
+    is_folder = files.is_dir(model_dir)
+    others = sorted(set(files.list_dir(model_dir)) - set(parts))
+    if others or not is_folder:
+        kind = "a SavedModel" if parts == _SAVED_MODEL else "such an export"
+        why = f", since it holds {others[0]}" if others else ""
+        raise utils.UserError(
+            f"{model_dir}: exists and is not {kind}{why}; move that away, or name another --export_dir"
+        )
 
 
 def open_photos(
@@ -223,7 +231,7 @@ def export_pixel_models(
     from cats_vs_dogs import bad_examples, pixel_models
     from cats_vs_dogs.open_reader import open_reader
 
-    check_replaceable(export_dir, pixel_models.ABOUT)
+    check_replaceable(export_dir, pixel_models.PARTS)
     reader = open_reader(True, classifier.spec.image_size, classifier.spec.resize_method)
     photos = open_photos(train_dir, pattern, reader)  # Before the model is converted, which takes longer.
     models = pixel_models.convert(classifier, reader, model_format)
@@ -232,7 +240,8 @@ def export_pixel_models(
         with bad_examples.explain_read_errors(*photos[:2]):
             accuracy = pixel_models.measure(models, *photos)
     facts = pixel_models.about(classifier, reader, step, models, accuracy)
-    publish(export_dir, lambda folder: pixel_models.write(folder, models, facts), pixel_models.ABOUT)
+    with files.explain_write_errors(export_dir, "export_dir"):
+        publish(export_dir, lambda folder: pixel_models.write(folder, models, facts), pixel_models.PARTS)
     print(*pixel_models.table(models, accuracy), sep="\n", flush=True)
 
 
@@ -258,7 +267,8 @@ def main() -> None:
         check_replaceable(export_dir)
     files.make_output_folder(os.path.dirname(export_dir.rstrip("/")) or ".", "export_dir")
     if model_format == "saved_model":
-        ModelExporter(classifier).export_model(export_dir)
+        with files.explain_write_errors(export_dir, "export_dir"):
+            ModelExporter(classifier).export_model(export_dir)
     else:
         export_pixel_models(classifier, step, train_dir, eval_data_pattern, export_dir, model_format)
     logging.info("Exported the model at step %d to %s.", step, export_dir)

@@ -52,7 +52,8 @@ def explain_error(error: Exception) -> str:
         error: an OSError, or what TensorFlow raised. Of an answer of Cloud Storage, its code and message are kept.
     """
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        path = error.filename2 or error.filename  # Of a rename, the new name.
+        return f"{path}: {error.strerror}" if path else error.strerror
     message = str(getattr(error, "message", None) or error)
     answer = re.search(r'HTTP response code (\d+) .*?"message": *"([^"]*)"', message, re.DOTALL)
     if not answer:

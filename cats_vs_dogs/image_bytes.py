@@ -1,8 +1,8 @@
 """The signature `image_bytes` of an export: JPEG and PNG files in, as they are on disk.
 
 The graph gives each file the pixels that the converter gives it, see `pictures.usable_jpeg`, with TensorFlow's
-operations alone: an export runs without this kit and without Pillow. Also says in words what is no record, for the
-signature that takes records.
+operations alone: an export runs without this kit and without Pillow. For the other signature, which takes records,
+`require_records` explains what is no record.
 """
 
 import tensorflow as tf
@@ -12,11 +12,12 @@ from cats_vs_dogs.readers import BaseReader, prepare_graph
 
 NOT_A_PICTURE = "it is neither a JPEG nor a PNG; save it as JPEG"
 FOUR_COLOURS = "it is a JPEG for printing (CMYK); save it with the colours RGB"
-DAMAGED = "it is damaged, or a kind of JPEG or PNG that is hardly ever used"
+DAMAGED = "it is damaged, or an unusual kind of JPEG or PNG; save it as JPEG again"
 
 _AT_ONCE = 16  # Pictures that are decoded at the same time, if there are as many cores.
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # The EXIF tag that says how a picture must be turned, 1 (it is upright) to 8.
+_LONG = 4  # The type of an EXIF tag's value that takes four bytes. An orientation should take two.
 _XMP_ORIENTATION = r'\C*?tiff:Orientation(?:="|>)([0-9])\C*'
 
 
@@ -43,7 +44,7 @@ def read_pictures(reader: BaseReader, encoded: tf.Tensor) -> tuple[tf.Tensor, tf
     # Operations cannot catch the error of a damaged picture, but a dataset can leave out what raises one.
     size = tf.size(encoded, tf.int64)
     rows = tf.data.Dataset.from_tensor_slices(encoded).enumerate().map(read, num_parallel_calls=_AT_ONCE)
-    end = tf.data.Dataset.from_tensors((size, no_image, b""))  # So that there is a row, even if no picture can be read.
+    end = tf.data.Dataset.from_tensors((size, no_image, b""))  # One more row: perhaps no picture can be read.
     numbers, images, problems = rows.ignore_errors().concatenate(end).batch(size + 1).get_single_element()
     images = tf.scatter_nd(numbers[:, tf.newaxis], images, [size + 1, *spec.shape[1:]])
     all_damaged = tf.fill([size + 1], DAMAGED)
@@ -167,14 +168,15 @@ def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
     is_little_endian = _starts(tiff, b"I")
 
     def number(digits: tf.Tensor) -> tf.Tensor:
-        """Returns the numbers in the last axis of bytes."""
+        """Returns numbers, int32 [...], for their bytes, int32 [..., length]."""
         digits = tf.cond(is_little_endian, lambda: tf.reverse(digits, [-1]), lambda: digits)
         return tf.reduce_sum(digits * 256 ** tf.range(digits.shape[-1] - 1, -1, -1), axis=-1)
 
     start = tf.clip_by_value(number(tf.slice(numbers, [4], [4])), 0, size)
     entries = tf.minimum(number(tf.slice(numbers, [start], [2])), (size - start) // 12)
     entries = tf.reshape(numbers[start + 2 : start + 2 + 12 * entries], [-1, 12])  # tag, type, count, value
-    values = tf.where(number(entries[:, :2]) == _ORIENTATION, number(entries[:, 8:10]), 0)
+    values = tf.where(number(entries[:, 2:4]) == _LONG, number(entries[:, 8:]), number(entries[:, 8:10]))
+    values = tf.where(number(entries[:, :2]) == _ORIENTATION, values, 0)
     by_exif = tf.reduce_max(tf.concat([[0], values], axis=0))
     has_xmp = tf.strings.regex_full_match(xmp, _XMP_ORIENTATION)
     by_xmp = tf.strings.to_number(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 _FLAG = "input_data_pattern"
-# So many answers for pictures are printed; of more pictures only the first ones, and the counts.
+# The answers for up to so many pictures are printed. Of more pictures, only the first answers and the counts are.
 _NUM_SHOWN, _NUM_FIRST_SHOWN = 20, 5
 
 

@@ -136,8 +136,9 @@ def find_photos(settings: Config) -> tuple[Config, photo_shards.PhotoShards | No
     """Finds the photos to train on, if the flag names photos and not shards, and makes shards of them.
 
     Returns:
-        The settings, which name the photos by absolute paths, and to evaluate on, if nothing else is given, too: that
-        means those for validation. And the shards of the photos.
+        The settings and the shards of the photos; None if the flag names shards. The settings name the photos by
+        absolute paths. If no other data are given to evaluate on, they name the photos for that, too, which means those
+        for validation.
 
     Raises:
         UserError: if no photo is for training, or none is for evaluations that --early_stop_evals needs.
@@ -223,11 +224,11 @@ def check_is_of_sample_set(settings: Config) -> None:
 def in_common(settings: Config, shards: readers.Shards, any_size: bool) -> dict[str, Any]:
     """Returns what all workers must share of shards and model, by what it is. Folders may differ.
 
-    The model is built once more for that, on this worker alone: when workers build it together, they wait without end
-    for each other's weights if those differ.
+    This worker builds the model once more for that, alone. Workers that build it together would wait for each other
+    without end if their weights differ.
 
     Args:
-        settings: name the model.
+        settings: these name the model.
         shards: what to train on, in this order.
         any_size: whether training pictures have several sizes.
     """
@@ -265,7 +266,7 @@ def build(
     """Builds the model to train, its optimizer, and the model to evaluate and export.
 
     Args:
-        settings: name the model, the loss and the optimizer.
+        settings: these name the model, the loss and the optimizer.
         learning_rate: a function of the step.
         is_new: whether training starts with this model, and no checkpoint will be restored.
         any_size: whether training pictures have several sizes.

@@ -24,7 +24,7 @@ def make(folder: str, write: Callable[[str], None], is_complete: Callable[[str],
     Args:
         folder: what to make; its parents are made, too.
         write: writes all that it holds into the empty folder that it is called with.
-        is_complete: tells whether a folder needs not be made. One that is there and is not complete is replaced.
+        is_complete: tells whether a folder has all that it must have. One that is not complete is replaced.
 
     Raises:
         OSError: if it cannot be written.
@@ -48,7 +48,10 @@ def make(folder: str, write: Callable[[str], None], is_complete: Callable[[str],
 def hold(folder: str) -> bool:
     """Keeps other processes from deleting a folder until this process ends; returns whether the folder is there."""
     if folder not in _held:
-        descriptor = _lock(folder, exclusive=False)
+        try:
+            descriptor = _lock(folder, exclusive=False)
+        except BlockingIOError:  # Another process is deleting it.
+            return False
         if descriptor is not None:
             _held[folder] = descriptor
     with contextlib.suppress(OSError):

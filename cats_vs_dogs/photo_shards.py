@@ -1,7 +1,7 @@
 """Photos in place of shards: the shards that the converter makes of them, made once and kept in the user's cache.
 
-train.py and eval.py take photos for shards. The names, sizes and times of the photos' files tell whether the shards of
-an earlier run are still theirs. So shards that were deleted are made again, and changed photos get new ones.
+train.py and eval.py take photos in place of shards. The names, sizes and times of the photos' files tell whether the
+shards of an earlier run can be used. Deleted shards are made again, and changed photos get new shards.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cats_vs_dogs import files, kept_folders, labels, photo_sources, pictures, t
 from cats_vs_dogs.utils import UserError
 
 _VERSION = 1  # Increase it when the converter makes other shards of the same photos.
-_MAX_KEPT_BYTES = 16 * 2**30  # Limit for the shards of all photos together, but for those in use.
+_MAX_KEPT_BYTES = 16 * 2**30  # Limit for the shards of all photos together. Those in use are kept, even above it.
 _ABOUT = "photos.json"
 _UNLABELLED = "unlabelled"
 
@@ -135,7 +135,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _convert(places: Sequence[str], pattern: str, flag: str, folder: str, final_folder: str) -> None:
-    """Writes the shards of photos, and what they hold, into an empty folder, and logs where they will be."""
+    """Writes the shards of photos and a file about them into an empty folder, and logs where they will be."""
     outcome = converter.Outcome()
     with photo_sources.open_places(places, flag) as source:
         photos = converter.find_photos(source, pattern, flag, outcome)

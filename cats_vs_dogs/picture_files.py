@@ -26,6 +26,9 @@ class PictureBatches:
         pictures: the files; each counts as a file with one record.
         batch_size: pictures per batch; the last batch may have fewer.
         read: returns the bytes of a file, given its path, or raises BadImage.
+
+    Attributes:
+        element_spec: shapes and dtypes of a batch, as a `tf.data.Dataset` has them.
     """
 
     def __init__(self, reader: BaseReader, pictures: Shards, batch_size: int, read: Callable[[str], bytes] = read_file):
@@ -62,13 +65,13 @@ class PictureBatches:
             yield outcome
 
     def _prepare_unchecked(self, start: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Reads a batch as if TensorFlow decodes each JPEG, which saves a look at each."""
+        """Reads a batch without a check that TensorFlow can decode each JPEG. This saves time."""
         make_records = functools.partial(self._records, check_decoding=False)
         records = tf.numpy_function(make_records, [start], tf.string, stateful=False)
         return self._prepare(tf.ensure_shape(records, [None]))
 
     def _prepare_checked(self, start: int) -> tuple[tf.Tensor, ...] | Exception:
-        """Reads a batch with a new JPEG for what only Pillow can decode, as the converter makes it."""
+        """Reads a batch. A picture that only Pillow can decode becomes a new JPEG, as in the converter."""
         try:
             return self._prepare(tf.constant(self._records(start, check_decoding=True)))
         except (BadImage, tf.errors.OpError, UnicodeDecodeError) as error:
@@ -86,7 +89,7 @@ def picture_ids(files: Sequence[str]) -> dict[str, str]:
     """Returns the id of each picture file: its path, relative to the innermost folder that has all files.
 
     Args:
-        files: their paths. If some are absolute and some are not, they are the ids.
+        files: their paths, at least one. If some are absolute and some are not, the ids are the paths themselves.
     """
     folder = os.path.dirname(files[0])
     while not all(path.startswith(os.path.join(folder, "")) for path in files):

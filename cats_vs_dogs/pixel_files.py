@@ -18,7 +18,7 @@ from absl import logging
 from cats_vs_dogs import files, kept_folders, readers, terminal, untracked
 
 _BATCH_SIZE = 64
-_MAX_KEPT_BYTES = 16 * 2**30  # Limit for all files together, but for those in use.
+_MAX_KEPT_BYTES = 16 * 2**30  # Limit for all files together. Those in use are kept, even above it.
 _COLUMNS = ("ids", "images", "labels")
 _CHECKSUMS = "checksums.npy"
 _READ_BYTES = 16 * 2**20
@@ -48,7 +48,7 @@ class PixelFiles:
         self._folder = os.path.join(self.parent, key if self._is_reusable else uuid.uuid4().hex)
 
     def has_room(self) -> bool:
-        """Whether they are there, or take at most a quarter of what the disk has free."""
+        """Whether they are there, or take at most a quarter of the free disk and at most the limit."""
         if os.path.isdir(self._folder):
             return True
         try:
@@ -62,6 +62,7 @@ class PixelFiles:
 
         Raises:
             OSError: if they cannot be written.
+            UserError: if the shards have changed since they were counted.
         """
         is_new = False
         while not (_is_intact(self._folder) and kept_folders.hold(self._folder)):
@@ -90,6 +91,7 @@ class PixelFiles:
                     _append(file, column.numpy(), num_examples)
                 ids += batch[0].numpy().tolist()
                 progress.update(len(batch[0]))
+        readers.check_count(len(ids), num_examples)
         np.save(paths[0], np.array(ids, "S"))
         np.save(os.path.join(folder, _CHECKSUMS), _checksums(folder))
 

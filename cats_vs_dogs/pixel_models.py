@@ -1,10 +1,10 @@
 """Models that take pixels instead of files: for phones and small computers (LiteRT), and for ONNX Runtime.
 
-Whoever uses one decodes and resizes the pictures. So a JSON file beside it says how, and how many photos it gets right.
+The app that runs such a model decodes and resizes the pictures. So a JSON file beside the model says how to do that,
+and how many photos the model gets right.
 """
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cats_vs_dogs import readers, terminal
+from cats_vs_dogs import files, readers, terminal
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.labels import is_dog
 from cats_vs_dogs.utils import UserError
 
-ABOUT = "model.json"
+_ABOUT = "model.json"
+_FLOAT32, _INT8, _ONNX = "model_float32.tflite", "model_int8.tflite", "model.onnx"
+
+# What an export may consist of, see `export_model.publish`.
+PARTS = (_ABOUT, _FLOAT32, _INT8, _ONNX)
+
 _RESIZING = {
     "area": "each pixel is the mean of the source pixels that it covers, those at its edges in part, rounded",
     "legacy_bilinear": "bilinear between four source pixels, without half-pixel centres, rounded down: "
@@ -79,7 +84,7 @@ def _pixels(reader: readers.BaseReader) -> tf.TensorSpec:
 
 def _to_litert(module: tf.Module) -> list[PixelModel]:
     models = []
-    for name, optimizations in (("model_float32.tflite", []), ("model_int8.tflite", [tf.lite.Optimize.DEFAULT])):
+    for name, optimizations in ((_FLOAT32, []), (_INT8, [tf.lite.Optimize.DEFAULT])):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([module.predict.get_concrete_function()], module)
         # Without pictures to measure the ranges of activations, these stay float32; only the weights become int8.
         converter.optimizations = optimizations
@@ -102,7 +107,7 @@ def _to_onnx(module: tf.Module) -> list[PixelModel]:
     model, _ = tf2onnx.convert.from_function(module.predict, module.predict.input_signature)
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return [PixelModel("model.onnx", data, lambda pixels: session.run(None, {"pixels": pixels})[0].item())]
+    return [PixelModel(_ONNX, data, lambda pixels: session.run(None, {"pixels": pixels})[0].item())]
 
 
 _FORMATS = {"litert": _to_litert, "onnx": _to_onnx}
@@ -124,12 +129,12 @@ class Accuracy:
 
 
 def measure(models: Sequence[PixelModel], reader: readers.BaseReader, shards: readers.Shards, data: str) -> Accuracy:
-    """Predicts photos with models, one photo at a time.
+    """Counts how many photos models get right, one photo at a time.
 
     Args:
         models: the models.
         reader: returns pictures and labels.
-        shards: the photos.
+        shards: the photos, which have labels.
         data: their name.
     """
     right = [0] * len(models)
@@ -176,13 +181,15 @@ def about(
 
 
 def write(folder: str, models: Sequence[PixelModel], facts: dict[str, Any]) -> None:
-    """Writes models and the JSON file about them to a local folder, which must not exist."""
+    """Writes models and the JSON file about them to a local folder, which must not exist.
+
+    Raises:
+        OSError or UserError: if they cannot be written.
+    """
     os.makedirs(folder)
     for model in models:
-        with open(os.path.join(folder, model.name), "wb") as file:
-            file.write(model.data)
-    with open(os.path.join(folder, ABOUT), "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2)
+        files.write_bytes(os.path.join(folder, model.name), model.data)
+    files.write_json(os.path.join(folder, _ABOUT), facts)
 
 
 def table(models: Sequence[PixelModel], accuracy: Accuracy | None) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from cats_vs_dogs import decoding, example_index, terminal, tfrecords
+from cats_vs_dogs.utils import UserError
 
 _SHUFFLE_BYTES = 32 * 2**20  # size of the shuffle buffer; the first batch waits until it is full
 _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
@@ -417,6 +418,9 @@ def collect(
 
     Returns:
         The columns, [num_examples, ...].
+
+    Raises:
+        UserError: if the batches have more or fewer rows.
     """
     with tf.device("CPU"):
         arrays = [_empty_array(num_examples, spec) if _is_fixed(spec) else None for spec in specs]
@@ -428,13 +432,27 @@ def collect(
                 for array, other, column in zip(arrays, others, batch, strict=True):
                     if array is None:
                         other.append(column)
-                    else:
+                    elif end <= num_examples:  # `check_count` tells of more.
                         array[start:end] = column.numpy()
                 progress.update(len(batch[0]))
+        check_count(end, num_examples)
         return tuple(
             # Unlike `tf.constant`, it does not copy the array.
             tf.concat(other, axis=0) if array is None else tf.experimental.dlpack.from_dlpack(array.__dlpack__())
             for array, other in zip(arrays, others, strict=True)
+        )
+
+
+def check_count(num_read: int, num_counted: int) -> None:
+    """Checks that examples that are kept are as many as were counted.
+
+    Raises:
+        UserError: if they are not: the files were replaced meanwhile.
+    """
+    if num_read != num_counted:
+        raise UserError(
+            f"{num_counted:,} examples were counted at the start, and {num_read:,} are read now: the files of the data "
+            "have changed; start again when they are complete"
         )
 
 

@@ -20,8 +20,8 @@ from cats_vs_dogs.utils import UserError
 
 _LOG_SECONDS = 10.0  # The period of lines about who is missing.
 _LONGEST_SILENCE = 30.0  # Seconds after which a worker takes a silent chief for lost, and connects again.
-_LONGEST_LINE = 2**24
-_MAX_SHOWN = 5
+_LONGEST_LINE = 2**24  # Bytes.
+_MAX_SHOWN = 5  # Differences in a message.
 
 
 def meet(addresses: Sequence[str], worker: int, about: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def meet(addresses: Sequence[str], worker: int, about: dict[str, Any], timeout: 
     Args:
         addresses: "host:port" of each worker, the chief's first.
         worker: number of this worker.
-        about: what it tells the others, as JSON can hold it.
+        about: what it tells the others: values that JSON can hold, by name.
         timeout: how many seconds to wait, at most.
 
     Returns:
@@ -67,8 +67,8 @@ class _Waiting:
         if seconds >= self._timeout:
             raise UserError(
                 f"--join_timeout={self._timeout:g}: no answer from {', '.join(missing)} in that many seconds; start "
-                "all workers, check that TF_CONFIG names the right addresses and that their ports are open, or give a "
-                "longer --join_timeout"
+                "all workers, each with its own task in TF_CONFIG, check that it names the right addresses and that "
+                "their ports are open, or give a longer --join_timeout"
             )
         if seconds >= self._next_line:
             self._next_line += _LOG_SECONDS
@@ -106,14 +106,14 @@ def _wait_as_chief(
         while len(told) < len(addresses):
             ready, _, _ = select.select([listener, *connections.values()], [], [], 1.0)
             for worker, connection in list(connections.items()):
-                if connection in ready:  # A worker says no more. Its connection has ended, so it will come again.
+                if connection in ready:  # A worker sends one line, so this is the connection's end. It will come again.
                     connections.pop(worker).close()
                     del told[worker]
             if listener in ready:
                 connection, _ = listener.accept()
                 stack.callback(connection.close)
                 connection.settimeout(5)
-                with contextlib.suppress(OSError, ValueError, TypeError):  # Something else has found the port.
+                with contextlib.suppress(OSError, ValueError, TypeError):  # Some other program has connected.
                     worker, others = _read(connection)
                     if 0 < worker < len(addresses):
                         told[worker], connections[worker] = others, connection
@@ -163,10 +163,10 @@ def check_same(told: Sequence[dict[str, Any]]) -> None:
     """Checks that all workers tell the same about themselves.
 
     Args:
-        told: what each worker tells: values by what they are of, such as "--batch_size".
+        told: what each worker tells: values by name, such as {"--batch_size": 32}.
 
     Raises:
-        UserError: if they do not, in the same words on all workers.
+        UserError: if they do not; all workers get the same message.
     """
     differences = []
     for name in {name: None for one in told for name in one}:

@@ -254,7 +254,9 @@ def _newest_metrics(folder: str) -> dict[str, Any] | None:
         paths = files.list_matching(folder, r"metrics-\d+\.json")
         if paths:
             metrics = files.read_json(max(paths, key=lambda path: int(path.rpartition("-")[2].partition(".")[0])))
-            if all(isinstance(metrics.get(name), float) and math.isfinite(metrics[name]) for name in _COMPARED):
+            values = [metrics.get(name) for name in _COMPARED]
+            are_known = all(isinstance(value, float) and math.isfinite(value) for value in values)
+            if are_known and isinstance(metrics.get("step"), int):
                 return metrics
     return None
 

@@ -77,7 +77,7 @@ class RedrawnLine:
             logging.get_absl_handler().addFilter(self._end)
 
     def show(self, parts: Sequence[str]) -> None:
-        """Draws the line; if it was drawn a moment ago, only what is shown last before a log line.
+        """Draws the line. If it was drawn a moment ago, it is drawn at a later call, or before the next log line.
 
         Args:
             parts: they are joined with two spaces. Those that do not fit in the terminal, or in 79 columns, are left
@@ -103,8 +103,7 @@ class RedrawnLine:
             text += f"  {part}"
         text = text[:room]
         # Spaces cover the rest of a longer text.
-        sys.stderr.write(f"\r{text}{' ' * min(self._width - len(text), room - len(text))}")
-        sys.stderr.flush()
+        self._write(f"\r{text}{' ' * min(self._width - len(text), room - len(text))}")
         self._width, self._latest = len(text), ()
 
     def close(self) -> None:
@@ -117,9 +116,14 @@ class RedrawnLine:
         """Begins a new line below this one, if there is one; returns True: as a filter it lets all log records pass."""
         self._draw()
         if self._width:
-            sys.stderr.write("\n")
+            self._write("\n")
             self._width = 0
         return True
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # The terminal was closed. Like a log line, this does not end the program.
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

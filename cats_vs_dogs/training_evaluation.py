@@ -1,5 +1,6 @@
 """Evaluation while training: it keeps the best model, and may end training early."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,11 @@ class TrainingEvaluation:
         """Whether it is time to stop early."""
         return 0 < self._early_stop_evals <= int(self._progress.worse_in_a_row)
 
+    @property
+    def _has_best(self) -> bool:
+        """Whether any evaluation had a finite loss."""
+        return math.isfinite(float(self._progress.best_loss))
+
     def is_missing(self, step: int) -> bool:
         """Whether this step was not evaluated."""
         return int(self._progress.evaluated) < step
@@ -99,16 +105,20 @@ class TrainingEvaluation:
             evaluation.write_pictures(self._events)
         self._events.flush()
         name = "loss" if terminal.shows_short_lines() else "Avg_Loss:"  # As in the line of the evaluation.
-        logging.info(
-            "best so far: step %d, %s %.4f, in %s",
-            *(int(progress.best_step), name, float(progress.best_loss), self._best_dir),
-        )
+        if self._has_best:
+            logging.info(
+                "best so far: step %d, %s %.4f, in %s",
+                *(int(progress.best_step), name, float(progress.best_loss), self._best_dir),
+            )
+        else:
+            logging.warning("no model is kept as the best: %s %s, which is not finite", name, metrics["avg_loss"])
         if self.has_stopped_improving:
             logging.info("%d evaluations without a lower loss: training stops early.", self._early_stop_evals)
 
     def log_best(self) -> None:
-        """Logs where the best model is, and what to try if it is poor."""
-        logging.info("The best model, that of step %d, is in %s.", int(self._progress.best_step), self._best_dir)
+        """Logs where the best model is, if there is one, and what to try if it is poor."""
+        if self._has_best:
+            logging.info("The best model, that of step %d, is in %s.", int(self._progress.best_step), self._best_dir)
         if self._best_metrics:
             advice.log_recipes(self._best_metrics, self._best_dir)
 

@@ -1,7 +1,7 @@
 """What training shows of its steps: log lines, TensorBoard summaries and rows of metrics.jsonl."""
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,8 @@ class TrainingLog:
         summaries.write_gradient_norms(self._events, step, list(outputs.gradient_norms.values()))
         if self._plan.is_first_logged(step) and outputs.images:
             # The chief's are the first of the batch. If it has none, its first device has a copy of the first.
-            own = [
-                part[:_NUM_PHOTOS] for part, weight in zip(outputs.images, outputs.weights, strict=True) if weight > 0
-            ]
-            images = np.concatenate([part.numpy() for part in own or outputs.images[:1]])[:_NUM_PHOTOS]
+            own = _own_parts(outputs.images, outputs) or outputs.images[:1]
+            images = np.concatenate([part[:_NUM_PHOTOS].numpy() for part in own])[:_NUM_PHOTOS]
             count = len(images)
             summaries.write_training_photos(self._events, step, images, labels[:count], probabilities[:count])
 
@@ -160,21 +158,20 @@ class TrainingLog:
 def gather_batch(cluster: Cluster, outputs: StepOutputs) -> tuple[np.ndarray, np.ndarray]:
     """Returns the probabilities and the labels of a step's whole batch. All workers must call this at the same point.
 
-    Parts with weight 0 are left out: they are copies of examples that another device has.
-
     Args:
         cluster: the devices that have its parts.
         outputs: those of the step, on this worker.
 
     Returns:
-        Arrays of shape [batch, 1].
+        float32 and int32 arrays of shape [batch, 1], without copies of examples.
     """
-    parts = zip(outputs.probabilities, outputs.labels, outputs.weights, strict=True)
-    own = [
-        tf.concat([probabilities, tf.cast(labels, tf.float32)], 1)
-        for probabilities, labels, weight in parts
-        if weight > 0
-    ]
-    gathered = cluster.gather(b"".join(part.numpy().tobytes() for part in own))
+    pairs = zip(outputs.probabilities, outputs.labels, strict=True)
+    parts = [tf.concat([probabilities, tf.cast(labels, tf.float32)], 1) for probabilities, labels in pairs]
+    gathered = cluster.gather(b"".join(part.numpy().tobytes() for part in _own_parts(parts, outputs)))
     rows = np.frombuffer(b"".join(gathered), np.float32).reshape(-1, 2)
     return rows[:, :1], rows[:, 1:].astype(np.int32)
+
+
+def _own_parts(parts: Sequence[tf.Tensor], outputs: StepOutputs) -> list[tf.Tensor]:
+    """Returns the parts of a batch without those that are copies of examples that another device has."""
+    return [part for part, weight in zip(parts, outputs.weights, strict=True) if weight > 0]

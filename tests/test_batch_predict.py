@@ -240,6 +240,20 @@ def test_a_part_may_be_predicted_twice_but_must_be_once(train_dir, tmp_path):
     assert (row["file"], [record["record"] for record in row["records"]]) == ("shard", [1, 3])
 
 
+def test_other_files_beside_the_results_stay(train_dir, predict, tmp_path):
+    pattern = write_shards(tmp_path / "in", num_examples=2, num_shards=1)
+    mine, taken = (tmp_path / "results" / f"prediction.results-{name}" for name in ("mine.csv", "00000-of-00001"))
+    taken.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=f"--output_path={tmp_path}/results: cannot be written to: .*00000-of-00001"):
+        predict(pattern)
+    taken.rmdir()
+    with contextlib.suppress(UserError):  # The converter takes the other file for results.
+        predict(pattern)
+    assert mine.read_text() == "mine" and taken.is_file()
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [ERRORS, taken.name, mine.name]
+
+
 @pytest.mark.slow
 def test_two_worker_processes(run_script, infer, train_dir, tmp_path):
     pattern = write_shards(tmp_path / "in", "test", num_examples=40, num_shards=2, labelled=False, bad=(7,))

@@ -22,9 +22,10 @@ NOISE = np.random.default_rng(0)
 RGB = Image.open(io.BytesIO(jpeg(90, 70, seed=1)))
 
 
-def with_orientation(number, big_endian=False):
+def with_orientation(number, big_endian=False, is_long=False):
     if big_endian:
-        entry = b"\x01\x12\0\x03\0\0\0\x01\0" + bytes([number]) + b"\0\0"
+        value = b"\x04\0\0\0\x01\0\0\0" + bytes([number]) if is_long else b"\x03\0\0\0\x01\0" + bytes([number, 0, 0])
+        entry = b"\x01\x12\0" + value
         return b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + entry + b"\0\0\0\0"
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "A photo", number
@@ -44,6 +45,7 @@ GOOD = {
     "progressive": encode(RGB, "JPEG", progressive=True),
     **{f"EXIF {number}": encode(RGB, "JPEG", exif=with_orientation(number)) for number in range(10)},
     **{f"big-endian {number}": encode(RGB, "JPEG", exif=with_orientation(number, True)) for number in (1, 6)},
+    "big-endian, of four bytes": encode(RGB, "JPEG", exif=with_orientation(6, True, is_long=True)),
     "EXIF in PNG": encode(RGB, "PNG", exif=with_orientation(8)),
     "XMP": encode(RGB, "JPEG", xmp=b'<x tiff:Orientation="6" y="\xc3\xa9"/>'),
     "damaged EXIF": encode(RGB, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\0\x08\0\x01"),

@@ -1,5 +1,6 @@
 """Folders in the cache: complete or absent, kept while they are used, and the oldest make room."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_the_least_recently_used_folders_make_room(tmp_path):
     kept_folders.make_room(str(tmp_path), 5, 10)  # The oldest is in use.
     assert os.listdir(tmp_path) == ["a"]
     kept_folders.make_room(str(tmp_path / "not there"), 5, 10)
+
+
+def test_a_folder_that_another_process_is_deleting_is_not_held(tmp_path):
+    folder = make(tmp_path / "a")
+    deleting = os.open(folder, os.O_RDONLY)
+    fcntl.flock(deleting, fcntl.LOCK_EX)  # Like `make_room`. A second descriptor excludes the first, as a process does.
+    assert not kept_folders.hold(str(folder))
+    os.close(deleting)
+    assert kept_folders.hold(str(folder))
 
 
 def test_a_folder_that_is_deleted_is_not_held(tmp_path):

@@ -158,6 +158,16 @@ def test_an_interrupted_file_is_not_used(tmp_path, folder, monkeypatch, error):
     assert kept(folder) == [kept_folder, unfinished]
 
 
+@pytest.mark.parametrize("read", [lambda *data: PixelFiles(*data).columns(), readers.decode_all])
+@pytest.mark.parametrize("num_examples", [3, 30])
+def test_shards_that_have_changed_since_they_were_counted(tmp_path, folder, read, num_examples):
+    reader, shards = opened(write_shards(tmp_path, num_examples=20, num_shards=1))
+    write_shards(tmp_path, num_examples=num_examples, num_shards=1)
+    with pytest.raises(UserError, match=f"20 examples were counted at the start, and {num_examples} are read now: .*"):
+        read(reader, shards)
+    assert not kept(folder)
+
+
 def test_what_files_depend_on(tmp_path, folder):
     pattern = write_shards(tmp_path)
     others = write_shards(tmp_path / "others", first=100)

@@ -1,6 +1,8 @@
 """Models that take pixels: their answers, what is said of them, and the code of the page about serving."""
 
 import json
+import os
+import resource
 import sys
 
 import numpy as np
@@ -99,8 +101,36 @@ def test_without_photos_the_models_are_still_written(tmp_path, capsys):
     with pytest.raises(UserError, match="eval_data_pattern=.*nowhere"):
         export(make(), tmp_path, str(tmp_path / "nowhere-*"))
     (tmp_path / "export" / "model.json").rename(tmp_path / "export" / "diary.txt")
-    with pytest.raises(UserError, match="exists and is not such an export; name another --export_dir"):
+    with pytest.raises(UserError, match="exists and is not such an export, since it holds diary.txt; move that away"):
         export(make(), tmp_path, "")
+
+
+def test_a_folder_with_something_else_in_it_stays(tmp_path):
+    export(make(), tmp_path, "")
+    (tmp_path / "export" / "diary.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not such an export, since it holds diary.txt; move that away"):
+        export(make(), tmp_path, "")
+    with pytest.raises(UserError, match="exists and is not a SavedModel, since it holds diary.txt"):
+        export_model.ModelExporter(make()).export_model(str(tmp_path / "export"))
+    assert (tmp_path / "export" / "diary.txt").read_text() == "mine"
+
+
+def test_an_export_needs_room_and_no_number_of_its_own(tmp_path, monkeypatch):
+    models = [pixel_models.PixelModel("model_float32.tflite", bytes(5000), None)]
+    monkeypatch.setattr(pixel_models, "convert", lambda *unused: models)
+    killed = tmp_path / f"export.{os.getpid()}.tmp"  # Of a process in another container, where numbers begin at 1 too.
+    killed.mkdir()
+    (killed / "begun").write_text("")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"--export_dir={tmp_path}/export: cannot be written to: .*File too large"):
+            export(make(), tmp_path, "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "export").exists() and not killed.exists()
+    export(make(), tmp_path, "")
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["model.json", "model_float32.tflite"]
 
 
 def run_code(marker, tmp_path, capsys, **names):

@@ -122,6 +122,9 @@ def write_metrics(folder, step, log_loss, **others):
     files.write_json(str(folder / f"metrics-{step}.json"), metrics)
 
 
+FOREIGN = json.dumps({"avg_hit_at_one": 0.5, "log_loss": 0.1, "roc_auc": 0.5, "ece": 0.25})  # Without a step.
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with some train_dirs: "this", whose report is written, and others."""
@@ -132,7 +135,8 @@ def models(tmp_path_factory):
     write_metrics(folder / "worse" / "eval", 5, 1.5, eval_data_pattern=PATTERN)
     write_metrics(folder / "better" / "best", 300, 0.02, eval_data_pattern=PATTERN)  # The same model.
     write_metrics(folder / "this" / "best", 6, 0.03, eval_data_pattern=PATTERN, flip_average=True)
-    for name, text in {"damaged": "{", "older": '{"step": 1}', "diverged": '{"log_loss": NaN}'}.items():
+    others = {"damaged": "{", "older": '{"step": 1}', "diverged": '{"log_loss": NaN}', "foreign": FOREIGN}
+    for name, text in others.items():
         (folder / name / "eval").mkdir(parents=True)
         (folder / name / "eval" / "metrics-1.json").write_text(text)
     rows = [{"kind": "training", "step": i, "label_loss": 1 / i, "accuracy": 0.5} for i in range(1, 7)]

@@ -107,6 +107,40 @@ def test_terminals_that_want_plain_lines_get_them(environment):
     assert lines == [*(f"WARNING: step {number}" for number in range(6)), "WARNING: after it"]
 
 
+CLOSED = """
+import os, sys
+from absl import logging
+from cats_vs_dogs import terminal, utils
+
+def main():
+    line = terminal.RedrawnLine()
+    assert line.is_shown
+    os.close(int(sys.argv[1]))  # The terminal is closed; the program goes on.
+    line.show(["a"])
+    logging.warning("saved")
+    line.close()
+    print("done")
+
+utils.run_script(lambda rest: main(), lambda: None, pass_on_flags=True)
+"""
+
+
+def test_a_program_goes_on_when_its_terminal_is_closed():
+    master, slave = pty.openpty()
+    env = {"TERM": "xterm", **{k: v for k, v in os.environ.items() if k not in ("TERM", "NO_COLOR")}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLOSED, str(master)],
+        cwd=REPOSITORY,
+        env=env,
+        stderr=slave,
+        stdout=subprocess.PIPE,
+        pass_fds=[master],
+    )
+    os.close(master)
+    os.close(slave)
+    assert process.communicate()[0] == b"done\n" and process.returncode == 0
+
+
 def test_the_short_line_of_a_training_step():
     row = {"epoch": 120, "label_loss": 0.0432, "accuracy": 0.98112, "learning_rate": 0.000095}
     time_left = datetime.timedelta(hours=1, minutes=2, seconds=3)

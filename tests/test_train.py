@@ -1,6 +1,7 @@
 """The training step against the 2017 graph, its loop, and what train_dir may hold."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from cats_vs_dogs import (
     readers,
     train,
     train_dir,
+    training_evaluation,
     training_tools,
 )
 from cats_vs_dogs import trainer as trainer_module
@@ -477,3 +479,21 @@ def test_a_checkpoint_is_saved_in_time_though_nothing_else_is_due(tmp_path):
         patch.setattr(checkpoints.TrainState, "save", save)
         train.train(settings, distribution.local_devices())
     assert 0 < saved[0] < saved[1] < saved[2] < 1_000_000
+
+
+def test_without_a_finite_loss_no_model_is_called_the_best(tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    classifier, rows = types.SimpleNamespace(copy_weights=lambda other: None), types.SimpleNamespace(add=print)
+    metrics = {"step": 5, "avg_loss": math.nan, "avg_hit_at_one": 0.5}
+    evaluator = types.SimpleNamespace(
+        evaluate=lambda *unused: types.SimpleNamespace(metrics=metrics, write_pictures=print)
+    )
+    (tmp_path / "eval").mkdir()
+    log, progress = types.SimpleNamespace(rows=rows), checkpoints.Progress()
+    evaluation = training_evaluation.TrainingEvaluation(
+        str(tmp_path), lambda: evaluator, classifier, classifier, progress, log, 0, {}
+    )
+    evaluation.run(5, True, bool)
+    evaluation.log_best()
+    assert caplog.messages == ["no model is kept as the best: Avg_Loss: nan, which is not finite"]
+    assert not evaluation.is_missing(5) and not (tmp_path / "best").exists()

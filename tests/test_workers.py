@@ -265,6 +265,8 @@ def test_the_tasks_of_a_cluster():
         ({"chief": ["a:1"], "server": ["b:1"]}, "chief", 0, 'of the kind "server"'),
         (["a:1"], "chief", 0, "is not JSON like"),
         ({"chief": 3}, "chief", 0, "is not JSON like"),
+        ({"chief": "a:1", "worker": ["b:1"]}, "chief", 0, "is not JSON like"),
+        ({"chief": ["a:1"], "worker": {"0": "b:1"}}, "chief", 0, "is not JSON like"),
         ({"chief": ["a:1"], "worker": ["b:1"]}, "chief", "first", "is not JSON like"),
     ],
 )
