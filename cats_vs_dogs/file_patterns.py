@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fnmatch
 import glob
 import os
 import re
@@ -67,14 +68,28 @@ def glob_local(pattern: str) -> set[str]:
     """Returns the files and folders that a local pattern matches."""
     parts = split_at_globstar(pattern)
     if parts is None:
-        return set(glob.glob(pattern, include_hidden=True))
+        return set(_glob(pattern))
     before, after = parts
     found = set()
-    for base in glob.glob(before, include_hidden=True) if before else [""]:
+    for base in _glob(before) if before else [""]:
         if not base or os.path.isdir(base):
             for folder in walk_folders(base):
                 found |= glob_local(os.path.join(glob.escape(folder), after))
     return found
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """Yields what `glob.glob(pattern, include_hidden=True)` returns. Python 3.10 has no `include_hidden`."""
+    if not glob.has_magic(pattern):
+        yield from glob.glob(pattern)
+        return
+    folder, name = os.path.split(pattern)
+    for place in _glob(folder) if glob.has_magic(folder) else [folder]:
+        if not glob.has_magic(name):
+            yield from filter(os.path.lexists, [os.path.join(place, name)])
+        elif os.path.isdir(place or os.curdir):
+            with contextlib.suppress(OSError):
+                yield from (os.path.join(place, one) for one in fnmatch.filter(os.listdir(place or os.curdir), name))
 
 
 def walk_folders(path: str) -> Iterator[str]:

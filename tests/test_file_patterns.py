@@ -1,14 +1,16 @@
 """Which part of a path is a pattern, what it matches, and what is said of a wrong one."""
 
+import glob
 import os
 import shlex
+import sys
 import unicodedata
 
 import pytest
 from conftest import REPOSITORY
 from photo_files import JPEG, write_folder, write_zip
 
-from cats_vs_dogs import files, utils
+from cats_vs_dogs import file_patterns, files, utils
 from cats_vs_dogs.path_flags import expand_path
 from cats_vs_dogs.utils import UserError
 
@@ -174,3 +176,14 @@ def test_what_is_said_of_pictures(tmp_path, monkeypatch, pattern, images):
         bad_examples.open_shards(pattern, "train_data_pattern", readers.get_reader(True, 8, "area"), "fail")
     command = f"{utils.python_command()} {REPOSITORY}/cats_vs_dogs/convert_images_to_tfrecords.py --images={images} "
     assert command in str(caught.value)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="glob.glob has no include_hidden")
+def test_patterns_match_what_those_of_python_do(tree):
+    write_folder(tree, {".a/.b.jpg": b"x", ".a/c.jpg/d": b"x", "no?/e": b"x"})
+    os.symlink("gone", tree / "rec" / "link.jpg")
+    patterns = ["*", "*/", "*/*", "*/*/", "**/*", ".*/*.jpg", "*/*.jpg/", "rec/a", "gone", "gone/*", "*/b", "*/1.jpg/"]
+    patterns += ["./*", "rec//*.jpg", "rec [[]1]/*", "rec[1]/*", "no[?]/*", "", f"{glob.escape(str(tree))}/*/*", "/*"]
+    for pattern in patterns:
+        expected = sorted(glob.glob(pattern, include_hidden=True))
+        assert sorted(file_patterns._glob(pattern)) == expected, pattern
