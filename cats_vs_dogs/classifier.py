@@ -164,6 +164,7 @@ class Classifier:
         outputs = self.training_outputs(inputs, labels, on_features=self.model.frozen is not None)
         return self.label_loss(outputs, labels), self.regularization_loss(outputs)
 
+    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
     def training_outputs(self, inputs: tf.Tensor, labels: tf.Tensor, on_features: bool) -> dict[str, tf.Tensor]:
         """Returns the model's outputs in training for a batch of images, or of features as `frozen` returns them."""
         if on_features:
@@ -210,6 +211,7 @@ class Classifier:
             )
         return loss
 
+    @tf.autograph.experimental.do_not_convert
     def regularization_loss(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Returns the model's "regularization_loss" plus the losses of its layers' regularizers, a scalar."""
         terms = [*self.model.regularizer_losses, outputs.get("regularization_loss", tf.constant(0.0))]
@@ -254,6 +256,7 @@ class Classifier:
     def _evaluated(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
 
+    @tf.autograph.experimental.do_not_convert
     def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:
         """Returns the evaluation graph's outputs, or their mean over several views of each picture."""
         views = [readers.scale_images(images)]

@@ -13,6 +13,7 @@ NOT_READ = "its picture is a JPEG XL or a BMP with a palette; save it as JPEG"
 _SMALLEST_SCALED = 40  # Smaller pictures are decoded in full, which takes little time: their edges weigh more.
 
 
+@tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
 def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -> tf.Tensor:
     """Decodes one picture and resizes it to a square.
 
@@ -44,6 +45,7 @@ def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -
     return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), [image_size, image_size, 3])
 
 
+@tf.autograph.experimental.do_not_convert
 def decode_jpeg_scaled(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     """Lets libjpeg average blocks of 2, 4 or 8 pixels while it decodes, where that hardly changes the result.
 
@@ -64,6 +66,7 @@ def _decode_accurately(encoded: tf.Tensor, ratio: int) -> tf.Tensor:
     return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
+@tf.autograph.experimental.do_not_convert
 def check_headers(encoded: tf.Tensor) -> tf.Tensor:
     """Returns pictures, string [batch], or fails if TensorFlow should not decode one of them. Checks all but JPEGs.
 

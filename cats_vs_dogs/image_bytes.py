@@ -5,10 +5,11 @@ operations alone: an export runs without this kit and without Pillow. For the ot
 `require_records` explains what is no record.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from cats_vs_dogs import decoding, pictures, tfrecords
-from cats_vs_dogs.readers import BaseReader, prepare_graph
 
 NOT_A_PICTURE = "it is neither a JPEG nor a PNG; save it as JPEG"
 FOUR_COLOURS = "it is a JPEG for printing (CMYK); save it with the colours RGB"
@@ -21,18 +22,18 @@ _LONG = 4  # The type of an EXIF tag's value that takes four bytes. An orientati
 _XMP_ORIENTATION = r'\C*?tiff:Orientation(?:="|>)([0-9])\C*'
 
 
-def read_pictures(reader: BaseReader, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+@tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
+def read_pictures(prepare: Any, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads picture files. A bad one does not keep the others from being read.
 
     Args:
-        reader: how to read a record; each picture becomes one.
+        prepare: reads a record, as `readers.prepare_graph` returns it; each picture becomes a record.
         encoded: string [batch], the bytes of the files.
 
     Returns:
         images, [batch, size, size, 3] as the reader returns them, anything for a bad picture; and problems,
         string [batch], why a picture cannot be read, "" if it can.
     """
-    prepare = prepare_graph(reader)
     spec = prepare.structured_outputs[1]
     no_image = tf.zeros(spec.shape[1:], spec.dtype)
 
@@ -193,6 +194,7 @@ def _starts(content: tf.Tensor, beginning: bytes) -> tf.Tensor:
 # ---- Records.
 
 
+@tf.autograph.experimental.do_not_convert
 def require_records(serialized: tf.Tensor) -> tf.Tensor:
     """Returns records, string [batch], or fails with a message that can be read if one is no `tf.train.Example`.
 

@@ -25,6 +25,7 @@ _READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
 _BYTES_AHEAD = 64 * 2**20  # size of the batches that are decoded at once, on any number of cores; at least one is
 
 
+@tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
 def scale_images(images: tf.Tensor) -> tf.Tensor:
     """Scales images to the range of models.
 
@@ -50,6 +51,7 @@ def scale_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
         The same batches with images as `scale_images` returns them.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def scale(ids: tf.Tensor, images: tf.Tensor, *labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if images.dtype == tf.uint8:
             # One pass over the memory instead of four, with the same result to the bit.
@@ -334,7 +336,8 @@ def make_training_dataset(
     first_epoch = order.start_step // _batches_per_epoch(shards, order)
     source = _record_source(shards) if decoded is None else _number_source(shards)
     batches = tf.data.Dataset.range(first_epoch, order.num_epochs)
-    batches = batches.flat_map(lambda epoch: _epoch_batches(epoch, source, shards, order)).enumerate(order.start_step)
+    epoch_batches = functools.partial(_epoch_batches, source, shards, order)
+    batches = batches.flat_map(epoch_batches).enumerate(order.start_step)
     if num_replicas > 1:
         batches = batches.flat_map(lambda step, batch: _split_batch(step, batch, num_replicas, replicas))
     prepare = prepare_function(reader) if decoded is None else functools.partial(_gather, decoded)
@@ -360,7 +363,8 @@ def _batches_per_epoch(shards: Shards, order: Order) -> int:
     return -(-shards.num_examples // order.batch_size)
 
 
-def _epoch_batches(epoch: tf.Tensor, source: Callable, shards: Shards, order: Order) -> tf.data.Dataset:
+@tf.autograph.experimental.do_not_convert
+def _epoch_batches(source: Callable, shards: Shards, order: Order, epoch: tf.Tensor) -> tf.data.Dataset:
     """Returns an epoch's batches of records, or of their numbers, without those before `order.start_step`."""
     files = tf.range(len(shards.files), dtype=tf.int64)
     files = tf.random.experimental.stateless_shuffle(files, [order.seed, epoch])
@@ -375,6 +379,7 @@ def _epoch_batches(epoch: tf.Tensor, source: Callable, shards: Shards, order: Or
     return records.skip(skip).batch(order.batch_size)
 
 
+@tf.autograph.experimental.do_not_convert
 def _split_batch(step: tf.Tensor, batch: tf.Tensor, num_replicas: int, replicas: range) -> tf.data.Dataset:
     """Returns step, records, first row and weight of the part of each of `replicas`."""
     size = tf.shape(batch, tf.int64)[0]
@@ -387,6 +392,7 @@ def _split_batch(step: tf.Tensor, batch: tf.Tensor, num_replicas: int, replicas:
     return tf.data.Dataset.range(replicas.start, replicas.stop).map(part)
 
 
+@tf.autograph.experimental.do_not_convert
 def _gather(columns: tuple[tf.Tensor, ...], numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return tuple(tf.gather(column, numbers) for column in columns)
 

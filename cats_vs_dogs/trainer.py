@@ -167,6 +167,7 @@ class Trainer:
             is_finite = self._is_finite(reduced)
         return num_done, waiting, is_finite, largest_norm, sums, reduced, outputs
 
+    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
     def _sums_of_step(self, reduced) -> tf.Tensor:
         """Returns the SUMS of one step, as float64: float32 would round the sums of many steps."""
         examples, log_loss, num_right = tf.unstack(tf.cast(reduced["sums"], tf.float64))
@@ -191,9 +192,11 @@ class Trainer:
             waited,
         )
 
+    @tf.autograph.experimental.do_not_convert
     def _now(self) -> tf.Tensor:
         return tf.timestamp() if self._measures_waiting else tf.zeros([], tf.float64)
 
+    @tf.autograph.experimental.do_not_convert
     def _is_finite(self, reduced) -> tf.Tensor:
         loss = reduced["label_loss"] + reduced["regularization_loss"]
         # With a scaled loss, gradients may overflow: the optimizer then skips that step and lowers the scale.
@@ -261,6 +264,7 @@ class Trainer:
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
 
 
+@tf.autograph.experimental.do_not_convert
 def _sums_of_part(probabilities: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Returns what this device adds to "examples", "log_loss" and "accuracy" of the SUMS, float32 [3].
 
@@ -277,6 +281,7 @@ def _sums_of_part(probabilities: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
     return tf.where(weight > 0, tf.stack(sums), tf.zeros(3))
 
 
+@tf.autograph.experimental.do_not_convert
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(value), value, 0.0)
 

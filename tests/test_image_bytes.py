@@ -75,7 +75,8 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def read():
-    return tf.function(lambda files: image_bytes.read_pictures(READER, files), [tf.TensorSpec([None], tf.string)])
+    prepare = readers.prepare_graph(READER)
+    return tf.function(lambda files: image_bytes.read_pictures(prepare, files), [tf.TensorSpec([None], tf.string)])
 
 
 @pytest.fixture(scope="module")
