@@ -153,7 +153,9 @@ def _convert(places: Sequence[str], pattern: str, flag: str, folder: str, final_
         for split in outcome.shards
     }
     bad = {action: outcome.count(action) for action in ("re-encoded", "skipped")}
-    files.write_json(os.path.join(folder, _ABOUT), {"counts": counts, "shards": outcome.shards, "bad": bad})
+    about = {"counts": counts, "shards": outcome.shards, "bad": bad}
+    about["bytes"] = list(map(os.path.getsize, _paths(folder, about)))
+    files.write_json(os.path.join(folder, _ABOUT), about)
 
 
 def _explain_no_label(places: Sequence[str], paths: Sequence[str]) -> str:
@@ -169,17 +171,22 @@ def _explain_no_label(places: Sequence[str], paths: Sequence[str]) -> str:
 
 
 def _read_about(folder: str) -> dict[str, dict]:
-    """Returns what a folder of shards says about itself; {} if it is missing, or lacks some of its shards."""
+    """Returns what a folder of shards says about itself; {} if it is missing, or a shard is missing or incomplete."""
     try:
         about = files.read_json(os.path.join(folder, _ABOUT))
-        paths = [
-            tfrecords.shard_path(folder, split, index, count)
-            for split, count in about["shards"].items()
-            for index in range(count)
-        ]
+        is_complete = about["bytes"] == list(map(os.path.getsize, _paths(folder, about)))
     except (OSError, UserError, KeyError, AttributeError, TypeError):  # Missing, or damaged.
         return {}
-    return about if all(map(os.path.isfile, paths)) else {}
+    return about if is_complete else {}
+
+
+def _paths(folder: str, about: dict[str, dict]) -> list[str]:
+    """Returns the paths of the shards in a folder, by what the folder says about itself."""
+    return [
+        tfrecords.shard_path(folder, split, index, count)
+        for split, count in about["shards"].items()
+        for index in range(count)
+    ]
 
 
 def _log(pattern: str, shards: PhotoShards, bad: dict[str, int], is_new: bool) -> None:

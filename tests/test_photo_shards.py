@@ -87,6 +87,8 @@ def test_they_are_made_once_and_again_when_a_photo_changes(tmp_path, caplog):
     assert find(tmp_path / "moved").folder == first.folder
     os.remove(f"{first.folder}/validation-00000-of-00001")  # As a program does that cleans caches.
     assert os.path.exists(find(tmp_path / "moved").pattern("validation").replace("*", "00000-of-00001"))
+    os.truncate(f"{first.folder}/train-00000-of-00001", 1000)
+    assert os.path.getsize(find(tmp_path / "moved").pattern("train").replace("*", "00000-of-00001")) > 1000
     shutil.rmtree(first.folder)
     assert find(tmp_path / "moved").folder == first.folder
     os.utime(tmp_path / "moved" / "cat.1.jpg", (1, 1))
