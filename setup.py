@@ -31,7 +31,7 @@ setup(
         "dask": ["apache-beam>=2.77", "dask[distributed]>=2024.4.2"],
         # onnx 1.19.0 does not say that it needs a newer ml_dtypes than TensorFlow 2.17 allows.
         "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "apache-beam>=2.77"]
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "vermin", "apache-beam>=2.77"]
         + ["dask[distributed]>=2024.4.2", "ai-edge-litert", "tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
     },
 )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import vermin
 from conftest import REPOSITORY
 
 # A module imports only from floors above its own in this list.
@@ -55,6 +56,17 @@ def test_imports_go_downwards():
                 imported = [node.module.split(".")[1]]
             for other in imported:
                 assert floor_of[other] < floor, f"{name} imports {other}"
+
+
+def test_the_oldest_python_has_all_that_is_used(monkeypatch, capsys):
+    """Linters know the syntax of Python 3.10, but not that its glob.glob cannot include hidden files."""
+    (oldest,) = re.findall(r'python_requires=">=([0-9.]+)"', (REPOSITORY / "setup.py").read_text())
+    folders = [str(REPOSITORY / name) for name in ("cats_vs_dogs", "tests", "benchmarks", "setup.py")]
+    arguments = ["vermin", f"-t={oldest}-", "--no-tips", "--violations", "--processes=1", *folders]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        vermin.main()
+    assert ended.value.code == 0, capsys.readouterr().out
 
 
 @pytest.mark.slow
