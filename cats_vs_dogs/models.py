@@ -162,6 +162,7 @@ def build_model(
         raise UserError(f"{name} has no create_model of its own; define create_model(self, model_input, num_classes=2)")
     images = keras.Input((image_size, image_size, 3), name="images", dtype="float32")
     labels = keras.Input((1,), name="labels", dtype="int32")
+    keras.layers.Identity(name="labels")(labels)  # Keras 3.12 takes an input that nothing uses for a mistake.
     offered = {"num_classes": num_classes, "labels": labels, "output_layer": output_layer, "is_new": is_new}
     named = inspect.signature(model.create_model).parameters
     if "is_training" in named:
