@@ -2,6 +2,11 @@
 
 from setuptools import find_namespace_packages, setup
 
+BEAM = ["apache-beam>=2.77"]
+DASK = [*BEAM, "dask[distributed]>=2024.4.2"]
+# onnx 1.19.0 does not say that it needs a newer ml_dtypes than TensorFlow 2.17 allows.
+ONNX = ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"]
+
 setup(
     name="cats_vs_dogs",
     version="2.0.0",
@@ -27,11 +32,9 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.17"],
-        "beam": ["apache-beam>=2.77"],
-        "dask": ["apache-beam>=2.77", "dask[distributed]>=2024.4.2"],
-        # onnx 1.19.0 does not say that it needs a newer ml_dtypes than TensorFlow 2.17 allows.
-        "onnx": ["tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "vermin", "apache-beam>=2.77"]
-        + ["dask[distributed]>=2024.4.2", "ai-edge-litert", "tf2onnx>=1.17", "onnx!=1.19.0", "onnxruntime"],
+        "beam": BEAM,
+        "dask": DASK,
+        "onnx": ONNX,
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "pyyaml", "ruff", "vermin", "ai-edge-litert", *DASK, *ONNX],
     },
 )

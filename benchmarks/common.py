@@ -159,7 +159,9 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def run_process(command: Sequence[str], env: dict[str, str] | None = None, cores: set[int] | None = None):
+def run_process(
+    command: Sequence[str], env: dict[str, str] | None = None, cores: set[int] | None = None
+) -> tuple[float, int]:
     """Runs a command on some cores, or on all, and returns (seconds, peak memory in KiB) of its process.
 
     Raises:

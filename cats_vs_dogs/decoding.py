@@ -45,7 +45,6 @@ def decode_and_resize(encoded: tf.Tensor, image_size: int, resize_method: str) -
     return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), [image_size, image_size, 3])
 
 
-@tf.autograph.experimental.do_not_convert
 def decode_jpeg_scaled(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     """Lets libjpeg average blocks of 2, 4 or 8 pixels while it decodes, where that hardly changes the result.
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -238,6 +238,11 @@ def interval(num_right: float, num_all: float) -> tuple[float, float]:
     middle = share + weight / 2
     half = z * math.sqrt(share * (1 - share) / num_all + weight / (4 * num_all))
     return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+
+
+def accuracy_interval(metrics: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the `interval` of the accuracy in metrics, see `EvaluationMetrics.get`."""
+    return interval(metrics["avg_hit_at_one"] * metrics["num_examples"], metrics["num_examples"])
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -185,8 +185,7 @@ def table(metrics: dict[str, Any], mistakes: Sequence[Mistake]) -> list[str]:
         counts = [metrics["confusion"][f"{animal}s_as_{called}s"] for called in CLASS_NAMES]
         scores = [f"{metrics[name][animal]:.4f}" for name in ("precision", "recall", "f1")]
         classes.append([animal, *scores, *map(str, (sum(counts), *counts))])
-    num_right = metrics["avg_hit_at_one"] * metrics["num_examples"]
-    low, high = eval_util.interval(num_right, metrics["num_examples"])
+    low, high = eval_util.accuracy_interval(metrics)
     lines = terminal.table([[name, f"{metrics[key]:.4f}"] for name, key in _NAMES.items()])
     lines.append(f"95 % interval of the accuracy: {low:.4f} to {high:.4f}")
     if "members" in metrics:

@@ -87,7 +87,7 @@ def _glob(pattern: str) -> Iterator[str]:
     for place in _glob(folder) if glob.has_magic(folder) else [folder]:
         if not glob.has_magic(name):
             yield from filter(os.path.lexists, [os.path.join(place, name)])
-        elif os.path.isdir(place or os.curdir):
+        else:
             with contextlib.suppress(OSError):
                 yield from (os.path.join(place, one) for one in fnmatch.filter(os.listdir(place or os.curdir), name))
 

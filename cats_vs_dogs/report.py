@@ -94,9 +94,7 @@ class Report:
             "name": _name_of(self.train_dirs),
             "metrics": metrics,
             "num_right": round(metrics["avg_hit_at_one"] * metrics["num_examples"]),
-            "interval": eval_util.interval(
-                metrics["avg_hit_at_one"] * metrics["num_examples"], metrics["num_examples"]
-            ),
+            "interval": eval_util.accuracy_interval(metrics),
             "class_sizes": eval_util.class_sizes(metrics["confusion"]),
             "class_names": CLASS_NAMES,
             "is_ensemble": is_ensemble,

@@ -90,7 +90,10 @@ class Exporter:
         self._folder = folder
         self._classifier = classifier
         self._predictor = predictor
-        self._exporter = export_model.ModelExporter(predictor)
+
+    @functools.cached_property
+    def _exporter(self) -> export_model.ModelExporter:
+        return export_model.ModelExporter(self._predictor)  # Builds graphs, which the first step need not wait for.
 
     def export(self, step: int, is_replaced: bool = True) -> None:
         """Exports the model as that of a step; with `is_replaced` False, only if it is not there yet."""

@@ -85,7 +85,7 @@ def test_a_benchmark_prints_its_table(data, tmp_path, name):
         assert kept - {"cache"} == {"quick-8-0", "quick-8-1", "shards_1_4", "shards_2001_2250"}
 
 
-def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_benchmark(tmp_path):
+def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_benchmark():
     code = """
 import sys
 import common
