@@ -122,6 +122,7 @@ class Classifier:
         self._loss_arguments = utils.accepted_arguments(
             self.loss.calculate_loss, f"{name}.calculate_loss", "loss_params", 2, {}, spec.loss_params
         )
+        self._calculate_loss, self._calculate_probability = self._loss_of, self.loss.probability
         graph = self._check(self.evaluate_batch, is_training=False)
         self._drawn = untracked.drawn_constants(graph)
         self.graph_number = untracked.graph_number(graph, self.model.variables)
@@ -160,6 +161,7 @@ class Classifier:
                 "np.random.default_rng() without a seed, and not depending on is_new"
             )
 
+    @tf.autograph.experimental.do_not_convert
     def _training_losses(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = self.training_outputs(inputs, labels, on_features=self.model.frozen is not None)
         return self.label_loss(outputs, labels), self.regularization_loss(outputs)
@@ -184,7 +186,7 @@ class Classifier:
         if inputs is not None:
             images = tf.TensorSpec(inputs.shape, inputs.dtype)
         try:
-            graph = tf.function(function).get_concrete_function(images, labels).graph
+            graph = self._trace(function, images, labels)
         except Exception as error:
             if crop_error := pixel_checks.crop_error(self.model.network, error):
                 raise utils.UserError(f"{self.spec.model}.create_model: {crop_error}") from error
@@ -194,6 +196,20 @@ class Classifier:
             untracked.check_predictions(graph, self.model.seed_states, what)
         return graph
 
+    def _trace(self, function: Callable, *specs: tf.TensorSpec) -> tf.Graph:
+        """Returns the graph of a function of this classifier. If it fails, AutoGraph rewrites the loss from here on.
+
+        AutoGraph turns Python's branches and loops over tensors into those of a graph. Most losses have none, and to
+        rewrite them would take longer than to build the graph.
+        """
+        try:
+            return tf.function(function).get_concrete_function(*specs).graph
+        except Exception:  # Whatever it is, the second try shows it again or succeeds.
+            self._calculate_loss = tf.function(self._loss_of)
+            self._calculate_probability = tf.function(self.loss.probability)
+        return tf.function(function).get_concrete_function(*specs).graph
+
+    @tf.autograph.experimental.do_not_convert
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
         """Returns the model's own loss if it has one, else the label loss of its predictions; a scalar.
 
@@ -203,7 +219,10 @@ class Classifier:
         """
         if "loss" in outputs:
             return outputs["loss"]
-        loss = self.loss.calculate_loss(outputs["predictions"], labels, **self._loss_arguments)
+        return self._calculate_loss(outputs["predictions"], labels)
+
+    def _loss_of(self, predictions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        loss = self.loss.calculate_loss(predictions, labels, **self._loss_arguments)
         if not isinstance(loss, tf.Tensor) or loss.shape.rank != 0 or not loss.dtype.is_floating:
             what = f"{loss.dtype.name} {loss.shape}" if isinstance(loss, tf.Tensor) else type(loss).__name__
             raise TypeError(
@@ -223,15 +242,17 @@ class Classifier:
             for target, value in zip(self.model.weights, source.model.weights, strict=True):
                 target.assign(value)
 
+    @tf.autograph.experimental.do_not_convert
     def probability_of(self, predictions: tf.Tensor) -> tf.Tensor:
         """Turns predictions into the probability of a dog, float32 [batch, 1].
 
         A value within 1e-5 of [0, 1] is clipped to it: a mixture of experts may return 1.0000001.
         """
-        probability = self.loss.probability(predictions)
+        probability = self._calculate_probability(predictions)
         bounded = tf.clip_by_value(probability, 0.0, 1.0)
         return tf.where(tf.abs(probability - bounded) < 1e-5, bounded, probability)
 
+    @tf.autograph.experimental.do_not_convert
     def probability(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the probability of a dog, float32 [batch, 1]. Inference and export use it.
 
@@ -240,6 +261,7 @@ class Classifier:
         """
         return self.probability_of(self._outputs(self.model.network, images))
 
+    @tf.autograph.experimental.do_not_convert
     def evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the probability of a dog, float32 [batch, 1], and the label loss, a scalar.
 
@@ -249,6 +271,7 @@ class Classifier:
         """
         return self._evaluated(self._outputs(self.model, images, labels), labels)
 
+    @tf.autograph.experimental.do_not_convert
     def evaluate_features(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Like `evaluate_batch`, for features as the model's frozen part returns them, float32 [batch, ...]."""
         return self._evaluated(self.model.from_features(features, labels, training=False), labels)

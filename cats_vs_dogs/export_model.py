@@ -86,20 +86,19 @@ class ModelExporter:
         reader = open_reader(False, spec.image_size, spec.resize_method)
         prepare = readers.prepare_graph(reader)
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="example_bytes")])
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, name="example_bytes")])
         def predict(example_bytes):
             if type(reader) is readers.CatsVsDogsTestFeatureReader:  # A reader of your own may take other records.
                 example_bytes = image_bytes.require_records(example_bytes)
             ids, images = prepare(example_bytes)
             return outputs(ids, classifier.probability(images))
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
         def predict_files(files):
             images, problems = image_bytes.read_pictures(prepare, files)
             dog = tf.where(problems[:, tf.newaxis] == b"", classifier.probability(images), float("nan"))
             return outputs(tf.zeros_like(files), dog) | {"problem": problems}
 
-        @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
         def outputs(ids, dog):
             class_indexes = tf.tile(tf.range(NUM_CLASSES)[tf.newaxis], [tf.shape(dog)[0], 1])
             predictions = tf.concat([1.0 - dog, dog], axis=1)

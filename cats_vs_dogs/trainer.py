@@ -202,6 +202,7 @@ class Trainer:
         # With a scaled loss, gradients may overflow: the optimizer then skips that step and lowers the scale.
         return tf.math.is_finite(loss if self._scales_loss else loss + reduced["gradient_norm"])
 
+    @tf.autograph.experimental.do_not_convert
     def _step_on_replica(self, images, labels, weight, interrupts):
         """Takes a step on one device; returns what is summed over all devices, and this device's part of the batch."""
         parts = [(tf.constant(1.0), labels)]
@@ -243,6 +244,7 @@ class Trainer:
         }
         return reduced, (images, probabilities, labels, weight)
 
+    @tf.autograph.experimental.do_not_convert
     def _gradients_of_batch(self, images, parts, weight):
         """Returns the gradients of this replica's part of the loss, which is the mean over the global batch.
 

@@ -27,6 +27,31 @@ def test_a_loss_with_parameters_and_its_probability(monkeypatch):
     np.testing.assert_allclose(loss, 3 * np.mean((probability.numpy() - labels.numpy()) ** 2), rtol=1e-5)
 
 
+def test_branches_and_loops_over_tensors_become_part_of_the_graph(monkeypatch):
+    def calculate_loss(self, predictions, labels):
+        total = tf.constant(0.0)
+        for row in tf.range(tf.shape(labels)[0]):
+            if labels[row, 0] == 1 and predictions[row, 0] > 0.0:
+                total -= tf.math.log(predictions[row, 0])
+        return total
+
+    def probability(self, predictions):
+        return predictions if tf.reduce_mean(predictions) > 0.0 else 1.0 - predictions
+
+    images, labels = tf.random.stateless_uniform([5, 4, 4, 3], [1, 2]), tf.constant([[1], [0], [1], [1], [0]])
+    monkeypatch.setattr(losses.CrossEntropyLoss, "probability", probability)
+    rewritten = classifier_with(monkeypatch, calculate_loss)
+    rewritten.check_training()
+    for classifier in (rewritten, Classifier(ModelSpec("LogisticModel", {}, "CrossEntropyLoss", {}, 4, "area"))):
+        shown, loss = tf.function(classifier.evaluate_batch)(images, labels)
+        if classifier is rewritten:
+            np.testing.assert_allclose(loss, -np.log(shown.numpy()[labels.numpy() == 1]).sum(), rtol=1e-5)
+        np.testing.assert_array_equal(shown, tf.function(classifier.probability)(images))
+        with tf.GradientTape() as tape:
+            loss = classifier.label_loss(classifier.training_outputs(images, labels, False), labels)
+        assert np.abs(tape.gradient(loss, classifier.model.trainable_variables[0].value)).max() > 0
+
+
 def test_the_mean_over_a_picture_and_its_mirror_image(monkeypatch):
     class OwnLossModel(models.BaseModel):
         def create_model(self, model_input, labels):
