@@ -20,6 +20,7 @@ parser.add_argument("--shards", required=True)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--batch_size", type=int, default=128, help="examples a step, over all devices")
 parser.add_argument("--epochs", type=int, default=3)
+parser.add_argument("--only", default="", help="a regular expression: what to measure against 1 device")
 arguments = parser.parse_args()
 
 FLAGS = [f"--train_data_pattern={arguments.shards}", "--image_size=32", "--model=SmallConvNet"]
@@ -80,7 +81,9 @@ def examples_per_second(num_devices: int, num_workers: int) -> float:
 
 def main() -> None:
     say_machine()
-    settings = {"1 device": (1, 1), "2 devices": (2, 1), "4 devices": (4, 1), "2 workers of 1 device": (1, 2)}
+    others = {"2 devices": (2, 1), "4 devices": (4, 1), "2 workers of 1 device": (1, 2)}
+    others = {name: counts for name, counts in others.items() if re.search(arguments.only, name)}
+    settings = {"1 device": (1, 1), **others}
     median = alternate(
         {name: lambda counts=counts: examples_per_second(*counts) for name, counts in settings.items()},
         arguments.rounds,

@@ -4,6 +4,7 @@ python benchmarks/train_step.py
 """
 
 import argparse
+import re
 import time
 
 from common import add_small_conv_net, alternate, make_classifier, make_trainer, print_table, say_machine
@@ -11,6 +12,7 @@ from common import add_small_conv_net, alternate, make_classifier, make_trainer,
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--steps", type=int, default=400, help="of LogisticModel; SmallConvNet takes a tenth of them")
+parser.add_argument("--only", default="", help="a regular expression: which models to measure")
 arguments = parser.parse_args()
 
 import keras
@@ -88,6 +90,8 @@ def main() -> None:
     add_small_conv_net()
     rows = []
     for name, one_batch in RUNS:
+        if not re.search(arguments.only, name):
+            continue
         median = alternate(
             {
                 "this kit": ours(name, one_batch),

@@ -65,7 +65,8 @@ class Cluster:
         gpus = tf.config.list_logical_devices("GPU")
         if not gpus:
             batches = readers.scale_batches(batches)
-        batches = batches.map(lambda unused_ids, *columns: columns)  # GPUs do not take strings.
+        without_ids = tf.autograph.experimental.do_not_convert(lambda unused_ids, *columns: columns)
+        batches = batches.map(without_ids)  # GPUs do not take strings.
         if self.num_replicas == 1:
             return batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name)) if gpus else batches
         # Marked infinite; otherwise TensorFlow synchronizes all devices at each step to ask whether a batch is left.

@@ -50,7 +50,7 @@ def calculate(
     read = readers.prepare_graph(reader)
     id_spec, image_spec, label_spec = (tf.TensorSpec(one.shape, one.dtype) for one in read.structured_outputs)
 
-    @tf.function(input_signature=[image_spec])
+    @tf.function(autograph=False, input_signature=[image_spec])
     def features_of(images: tf.Tensor) -> tf.Tensor:
         return model.frozen(readers.scale_images(images), training=False)
 

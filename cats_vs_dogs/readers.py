@@ -524,7 +524,10 @@ def _record_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:
     """Returns a function from a file's number to the dataset of its records, without the bad ones."""
     files = tf.constant(shards.files)
     if not shards.bad:
-        return lambda file: tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES)
+        # To rewrite it would take longer than to build its graph.
+        return tf.autograph.experimental.do_not_convert(
+            lambda file: tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES)
+        )
     bad_keys = [shards.files.index(path) << 40 | number for path, numbers in shards.bad.items() for number in numbers]
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(bad_keys, tf.int64), tf.ones(len(bad_keys), tf.int64)),

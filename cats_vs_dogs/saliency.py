@@ -32,7 +32,7 @@ def find_maps(network: keras.Model, images: tf.Tensor, are_dogs: np.ndarray) -> 
         1, unless nothing spoke for the answer: then all are 0. None if the network has no convolution.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None])])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None])])
     def maps_of(images: tf.Tensor, signs: tf.Tensor) -> tf.Tensor | None:
         with _recorded_calls(network) as calls, _without_last_activation(network):
             predictions = network(images, training=False)

@@ -174,6 +174,7 @@ class Trainer:
         losses = [tf.cast(reduced[name], tf.float64) for name in ("label_loss", "regularization_loss")]
         return tf.stack([examples, *(examples * loss for loss in losses), log_loss, num_right])
 
+    @tf.autograph.experimental.do_not_convert
     def _next_step(self, batches, after: tf.Tensor):
         """Waits for `after`, fetches a batch, takes one step. Also returns how many seconds the batch took."""
         with tf.control_dependencies([after]):

@@ -9,6 +9,7 @@ main thread, and exits as an interpreter does. Unlike interpreters, all forks ha
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -51,9 +52,9 @@ class ForkServer:
 def import_once() -> None:
     """Imports what scripts need, and forgets the kit's modules again, since a script may be one of another clone."""
     sys.path[0] = os.path.dirname(os.path.dirname(PATH))
-    import cats_vs_dogs.inference
-    import cats_vs_dogs.train  # noqa: F401
-
+    of_the_report = ("jinja2", "matplotlib.backends.backend_svg", "tensorboard.plugins.hparams.summary_v2")
+    for name in ("cats_vs_dogs.inference", "cats_vs_dogs.train", *of_the_report):
+        importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] == "cats_vs_dogs"]:
         del sys.modules[name]
     gc.freeze()  # Otherwise the collector writes to all objects, and forks share no memory.

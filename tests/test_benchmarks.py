@@ -17,14 +17,15 @@ from cats_vs_dogs.config import ModelSpec
 BENCHMARKS = {
     "batch_prediction": ["--shards={shards}", "--train_dir={train_dir}", "--model_dir={export}"]
     + ["--rounds=1", "--copies=2", "--workers", "1"],
-    "devices": ["--shards={shards}", "--rounds=1", "--batch_size=8", "--epochs=7"],
+    "devices": ["--shards={shards}", "--rounds=1", "--batch_size=8", "--epochs=7", "--only=2 workers"],
     "evaluation": ["--shards={shards}", "--rounds=1"],
     "input_pipeline": ["--shards={shards}", "--images={images}", "--sizes", "32", "--rounds=1"],
-    "memory": ["--shards={shards}", "--sizes", "8", "--rounds=1", "--epochs=2", "--batch_size=8", "--num_photos=16"],
+    "memory": ["--shards={shards}", "--sizes", "8", "--rounds=1", "--epochs=2", "--batch_size=8", "--num_photos=16"]
+    + ["--caches", "none", "disk"],
     "metrics": ["--predictions=1000"],
-    "recipes": ["--images={images}.zip", "--recipe=quick", "--photos", "8", "--seeds=2", "--choose", "--keep=kept"]
-    + ["--", "--image_size=8", "--max_steps=1"],
-    "train_step": ["--rounds=1", "--steps=10"],
+    "recipes": ["--images={images}.zip", "--recipe=quick", "--photos", "8", "--seeds=1", "--choose", "--keep=kept"]
+    + ["--", "--image_size=8", "--max_steps=1", "--noreport"],
+    "train_step": ["--rounds=1", "--steps=10", "--only=LogisticModel"],
     "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|inference|convert"],
 }
 SLOW = ("batch_prediction", "devices", "evaluation", "memory", "recipes", "train_step", "whole_run")
@@ -80,9 +81,9 @@ def test_a_benchmark_prints_its_table(data, tmp_path, name):
     assert all(float(value.replace(",", "")) >= 0 for value in re.findall(r"\d[\d,]*\.?\d*", " ".join(rows[-1][1:])))
     assert re.search(r"\d", rows[-1][-1]), process.stdout  # The ratio or figure in the last column.
     if name == "recipes":
-        assert len(re.findall(r"^8 photos, seed \d: seconds \d+\.\d+; accuracy \d", process.stdout, re.MULTILINE)) == 2
+        assert re.search(r"^8 photos, seed 0: seconds \d+\.\d+; accuracy \d", process.stdout, re.MULTILINE)
         kept = {path.name for path in (tmp_path / "kept").iterdir()}
-        assert kept - {"cache"} == {"quick-8-0", "quick-8-1", "shards_1_4", "shards_2001_2250"}
+        assert kept - {"cache"} == {"quick-8-0", "shards_1_4", "shards_2001_2250"}
 
 
 def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_benchmark():
