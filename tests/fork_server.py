@@ -136,6 +136,7 @@ if __name__ == "__main__":
         run_in_fork(sys.argv[1], sys.argv[2:])
     import_once()
     sys.argv = serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
+    sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     # As in an interpreter, code of the script knows its full path; the kit shows log lines of its own folder only.
     runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
