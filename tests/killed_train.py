@@ -20,7 +20,7 @@ if __package__ in (None, ""):
 import keras
 import tensorflow as tf
 
-from cats_vs_dogs import checkpoints, cvd_models, files, models, trainer
+from cats_vs_dogs import batch_norm, checkpoints, cvd_models, files, models, trainer
 
 plan = json.loads(sys.argv.pop(1))
 
@@ -43,6 +43,18 @@ class FrozenModel(models.BaseModel):
         return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net), "features": features}
 
 
+class NormModel(models.BaseModel):
+    """Has batch norm, but nothing random, so that several devices give what one gives."""
+
+    def create_model(self, model_input):
+        net = keras.layers.Conv2D(4, 3, strides=2, use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4))(
+            model_input
+        )
+        net = keras.layers.ReLU()(batch_norm.FastBatchNormalization(momentum=0.8)(net))
+        net = keras.layers.GlobalAveragePooling2D()(net)
+        return {"predictions": keras.layers.Dense(1, activation="sigmoid")(net)}
+
+
 class OtherModel(models.BaseModel):
     """On each machine another model."""
 
@@ -52,6 +64,7 @@ class OtherModel(models.BaseModel):
 
 
 cvd_models.NoisyModel = NoisyModel
+cvd_models.NormModel = NormModel
 cvd_models.OtherModel = OtherModel
 cvd_models.FrozenModel = FrozenModel
 
