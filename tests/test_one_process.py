@@ -1,18 +1,16 @@
 """Scripts that run one after the other in one process, as in a notebook: nothing of one is left to the next."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import textwrap
 
 import pytest
-from conftest import REPOSITORY, write_shards
+from conftest import REPOSITORY, forked_python, write_shards
 
 # Runs scripts as a notebook's %run does, and says what each leaves behind.
 CODE = """
-    import json, logging, os, random, runpy, signal, sys, time
+    import json, logging, os, random, runpy, signal, sys
 
     folder, *runs = sys.argv[1], *json.loads(sys.argv[2])
     import cats_vs_dogs  # Sets what TensorFlow reads.
@@ -39,7 +37,6 @@ CODE = """
     for script, arguments, edit in runs:
         for old, new in edit:
             path = os.path.join(folder, "cats_vs_dogs", "cvd_models.py")
-            time.sleep(1.1)  # Python notices an edit by the second.
             text = open(path).read()
             assert old in text
             open(path, "w").write(text.replace(old, new))
@@ -65,24 +62,15 @@ class OwnModel(models.BaseModel):
 """
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write_shards(folder)
-    write_shards(folder, "validation", num_examples=8, num_shards=1)
-    return folder
-
-
 def run_all(tmp_path, runs):
     """Runs scripts of a copy of the kit; returns the exit code of each, what it leaves, and all that they wrote."""
     shutil.copytree(REPOSITORY / "cats_vs_dogs", tmp_path / "kit" / "cats_vs_dogs")
     with open(tmp_path / "kit" / "cats_vs_dogs" / "cvd_models.py", "a") as file:
         file.write(MODEL)
-    script = tmp_path / "script.py"
+    script = tmp_path / "kit" / "script.py"
     script.write_text(textwrap.dedent(CODE))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "kit")}
-    command = [sys.executable, str(script), str(tmp_path / "kit"), json.dumps(runs)]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [*forked_python(), str(script), str(tmp_path / "kit"), json.dumps(runs)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     ended = [json.loads(line[4:]) for line in process.stdout.splitlines() if line.startswith("RUN ")]
     assert len(ended) == len(runs), process.stderr
     return [code for code, _ in ended], [left for _, left in ended], process.stderr
@@ -93,53 +81,44 @@ def read_run(folder):
 
 
 @pytest.mark.slow
-def test_nothing_of_a_run_is_left_to_the_next(tmp_path, shards):
-    data = [f"--train_data_pattern={shards}/train-*", "--image_size=8", "--num_epochs=1"]
-    validation = f"--eval_data_pattern={shards}/validation-*"
-    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+def test_nothing_of_a_run_is_left_to_the_next_but_edits_are(tmp_path):
+    write_shards(tmp_path)
+    write_shards(tmp_path, "validation", num_examples=8, num_shards=1)
+    data = [f"--train_data_pattern={tmp_path}/train-*", "--image_size=8", "--num_epochs=1"]
+    validation = f"--eval_data_pattern={tmp_path}/validation-*"
+    first, second, third, fourth = (tmp_path / name for name in ("first", "second", "third", "fourth"))
     special = ["--seed=5", "--deterministic", "--log_device_placement", "--precision=mixed_bfloat16", "--batch_size=8"]
+    special += ["--model=OwnModel"]
+    # Python notices an edit within a second by the size of the file.
+    fails, is_interrupted = "; 1 / 0  # Edited.", "; raise KeyboardInterrupt  # Edited."
     codes, left, said = run_all(
         tmp_path,
         [
             ("train", ["--help"], []),
             ("train", ["--modle=OwnModel"], []),
-            ("train", ["--train_data_pattern=/nowhere/*", f"--train_dir={first}"], []),
-            ("train", [*data, *special, validation, "--model=OwnModel", f"--train_dir={first}"], []),
-            ("train", [*data, f"--train_dir={second}"], []),
-            ("train", [*data, f"--train_dir={second}", "--num_epochs=2"], []),  # The lock is gone.
-            ("eval", [validation, f"--train_dir={first}", "--run_once"], []),
-            ("inference", [f"--input_data_pattern={shards}/validation-*", f"--train_dir={first}"], []),
-            ("export_model", [f"--train_dir={first}", f"--export_dir={tmp_path}/export"], []),
+            ("train", ["--train_data_pattern=/nowhere/*", f"--train_dir={fourth}"], []),
+            ("train", [*data, *special, validation, f"--train_dir={first}"], []),
+            ("train", [*data, *special, f"--train_dir={second}"], [("Dense(3)(", "Dense(12)(")]),
+            ("train", [*data, *special, f"--train_dir={fourth}"], [("  # Edited.", fails)]),
+            ("train", [*data, *special, f"--train_dir={fourth}"], [(fails, is_interrupted)]),
+            ("train", [*data, f"--train_dir={third}"], []),
+            ("train", [*data, f"--train_dir={third}", "--num_epochs=2"], []),  # The lock is gone.
+            ("eval", [validation, f"--train_dir={second}", "--run_once", "--noreport"], [(is_interrupted, "")]),
+            ("inference", [f"--input_data_pattern={tmp_path}/validation-*", f"--train_dir={second}"], []),
+            ("export_model", [f"--train_dir={second}", f"--export_dir={tmp_path}/export"], []),
         ],
     )
-    assert codes == [0, 1, 1, 0, 0, 0, 0, 0, 0], said
-    assert left == [{}] * 9
-    flags = [read_run(folder)["flags"] for folder in (first, second)]
+    assert codes == [0, 1, 1, 0, 0, 1, 130, 0, 0, 0, 0, 0], said
+    assert left == [{}] * 12
+    assert "error: OwnModel.create_model failed: ZeroDivisionError: division by zero (cvd_models.py line" in said
+    assert [read_run(folder)["parameters"] for folder in (first, second)] == [
+        *(192 * 3 + 3 + 3 + 1, 192 * 12 + 12 + 12 + 1)
+    ]
+    flags = [read_run(folder)["flags"] for folder in (first, third)]
     assert [flags[0][name] for name in ("seed", "deterministic", "precision", "model")] == [
         *(5, True, "mixed_bfloat16", "OwnModel")
     ]
     assert [flags[1][name] for name in ("seed", "deterministic", "precision", "model", "num_epochs")] == [
         *(0, False, "float32", "LogisticModel", 2)
     ]
-    assert not third.exists()
-
-
-@pytest.mark.slow
-def test_an_edited_model_is_read_again_and_a_failure_leaves_nothing(tmp_path, shards):
-    data = [f"--train_data_pattern={shards}/train-*", "--image_size=8", "--num_epochs=1", "--model=OwnModel"]
-    data += ["--deterministic", "--log_device_placement", "--precision=mixed_bfloat16"]
-    folders = [tmp_path / f"model{i}" for i in range(5)]
-    edits = [
-        [],
-        [("Dense(3)(", "Dense(5)(")],
-        [("  # Edited.", "; 1 / 0  # Edited.")],
-        [("; 1 / 0", "; raise KeyboardInterrupt")],
-        [("; raise KeyboardInterrupt", "")],
-    ]
-    runs = [("train", [*data, f"--train_dir={folder}"], edit) for folder, edit in zip(folders, edits, strict=True)]
-    codes, left, said = run_all(tmp_path, runs)
-    assert codes == [0, 0, 1, 130, 0], said
-    assert left == [{}] * 5
-    assert "error: OwnModel.create_model failed: ZeroDivisionError: division by zero (cvd_models.py line" in said
-    parameters = [read_run(folders[i])["parameters"] for i in (0, 1, 4)]
-    assert parameters == [192 * 3 + 3 + 3 + 1, 192 * 5 + 5 + 5 + 1, 192 * 5 + 5 + 5 + 1]
+    assert not (fourth / "run.json").exists()
