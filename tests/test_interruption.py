@@ -201,6 +201,7 @@ def test_a_second_training_in_the_same_folder_is_refused(shards, tmp_path, monke
     refused, run = [], train_script.run
 
     def run_with_others_beside(job):
+        monkeypatch.setattr(train_script, "run", run)
         for start_new_model in (True, False):
             with pytest.raises(UserError, match=f"^--train_dir={tmp_path}: another train.py is training there"):
                 train_here(shards, tmp_path, start_new_model=start_new_model)
