@@ -10,7 +10,20 @@ import tensorflow as tf
 from absl import logging
 from conftest import REPOSITORY, forked_python, make_config, values_of, write_shards
 
-from cats_vs_dogs import backbones, checkpoints, cvd_models, distribution, frozen_features, models, readers, train
+from cats_vs_dogs import (
+    backbones,
+    bad_examples,
+    checkpoints,
+    cvd_models,
+    distribution,
+    frozen_features,
+    job,
+    models,
+    readers,
+    train,
+    training_tools,
+)
+from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.utils import UserError
 
 
@@ -61,6 +74,15 @@ def trained(folder, shards, cluster=None, **settings):
     return values_of(checkpoints.require_checkpoint(str(folder)))
 
 
+def calculated(pattern, with_mirrored=True, resize_method="area", **settings):
+    """Returns the features of a new model, by column; those of an earlier call are read."""
+    spec = make_config(**{"model": "FrozenModel", "image_size": 12, **settings}).model
+    reader = readers.get_reader(True, spec.image_size, resize_method)
+    shards = bad_examples.open_shards(pattern, "train_data_pattern", reader, "fail", with_index=True)
+    columns = frozen_features.calculate(Classifier(spec).model, reader, shards, with_mirrored)
+    return dict(zip(("ids", "features", "labels"), (column.numpy() for column in columns), strict=True))
+
+
 def assert_equal(one, other, tolerance=0.0):
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -75,14 +97,11 @@ def kept(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"augment": "none", "model_params": {"ends": "convolution"}},
-        {"precision": "mixed_bfloat16", "optimizer": "AdamW"},
-    ],
-    ids=["flip", "a tensor with four axes", "bfloat16"],
+    [{}, {"augment": "none", "model_params": {"ends": "convolution"}, "precision": "mixed_bfloat16"}],
+    ids=["flip", "a tensor with four axes in bfloat16"],
 )
 def test_training_on_features_is_training_on_pictures(tmp_path, shards, caplog, settings):
+    settings = {"optimizer": "AdamW", **settings}
     on_pictures = trained(tmp_path / "pictures", shards, cache="none", **settings)
     assert "FrozenModel runs in each epoch: --cache=none." in caplog.text and not kept(tmp_path)
     on_features = trained(tmp_path / "features", shards, **settings)
@@ -91,20 +110,17 @@ def test_training_on_features_is_training_on_pictures(tmp_path, shards, caplog, 
     assert f"Features of 24 pictures{mirrored}: calculated once, and kept in {tmp_path}/cache" in caplog.text
     assert len(kept(tmp_path)) == 2  # Those for training, and those for its evaluation.
     assert_equal(on_features, on_pictures, 1e-6)
-    caplog.clear()
-    again = trained(tmp_path / "again", shards, **settings)
-    assert caplog.text.count(": read from ") == 2 and "calculated" not in caplog.text
-    assert_equal(again, on_features)
-    rows = [
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("features", "again")
-    ]
-    assert {**rows[0], "time": 0} == {**rows[1], "time": 0}
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path, shards):
+@pytest.mark.slow
+def test_a_run_that_reads_features_and_a_resumed_one_have_the_same_bits(tmp_path, shards, caplog):
     whole = trained(tmp_path / "whole", shards)
     trained(tmp_path / "parts", shards, max_steps=4)
+    caplog.clear()
     assert_equal(trained(tmp_path / "parts", shards), whole)
+    assert caplog.text.count(": read from ") == 2 and "calculated" not in caplog.text
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("whole", "parts")]
+    assert {**rows[0], "time": 0} == {**rows[1], "time": 0}
 
 
 @pytest.mark.slow
@@ -127,7 +143,6 @@ def test_two_devices_train_on_features_as_one_does(run_script, tmp_path, shards)
     assert_equal(two, one, 1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -141,9 +156,10 @@ def test_two_devices_train_on_features_as_one_does(run_script, tmp_path, shards)
 def test_when_features_are_not_used_the_log_says_why(tmp_path, shards, caplog, monkeypatch, settings, reason):
     if settings.pop("free", None):
         monkeypatch.setattr("cats_vs_dogs.utils.free_memory", lambda: 1)
-    trained(tmp_path / "model", shards, **settings)
+    settings = settings_of(tmp_path / "model", shards, **settings)
+    logging.set_verbosity(logging.INFO)
+    assert not training_tools.use_features(job.look(settings, distribution.local_devices()))
     assert f"The frozen part of FrozenModel runs in each epoch: {reason}" in caplog.text
-    assert not kept(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +188,17 @@ def test_what_features_depend_on(tmp_path, shards):
     changes = [
         {"seed": 1},  # Other weights.
         {"image_size": 13},
-        {"augment": "none"},
+        {"with_mirrored": False},
         {"resize_method": "legacy_bilinear"},
         {"model_params": {"ends": "convolution"}},
-        {"train_data_pattern": write_shards(tmp_path / "others", first=100)},
-        {"train_data_pattern": write_shards(tmp_path / "fewer", num_examples=22)},
+        {"pattern": write_shards(tmp_path / "others", first=100)},
+        {"pattern": write_shards(tmp_path / "fewer", num_examples=22)},
     ]
-    trained(tmp_path / "model", shards, eval_data_pattern="", max_steps=4)
-    trained(tmp_path / "head", shards, eval_data_pattern="", max_steps=4, model_params={"units": 5}, batch_size=9)
+    calculated(shards[0])
+    calculated(shards[0], model_params={"units": 5})
     assert len(kept(tmp_path)) == 1
     for i, change in enumerate(changes):
-        trained(tmp_path / f"model{i}", shards, **{"eval_data_pattern": "", "max_steps": 4, **change})
+        calculated(**{"pattern": shards[0], **change})
         assert len(kept(tmp_path)) == 2 + i, change
 
 
@@ -200,9 +216,10 @@ def remove(folder):
 
 @pytest.mark.parametrize("harm", [damage, empty, remove])
 def test_damaged_features_are_calculated_again(tmp_path, shards, harm):
-    whole = trained(tmp_path / "model", shards, eval_data_pattern="")
+    whole = calculated(shards[0])
     harm(kept(tmp_path)[0])
-    assert_equal(trained(tmp_path / "again", shards, eval_data_pattern=""), whole)
+    for name, column in calculated(shards[0]).items():
+        np.testing.assert_array_equal(column, whole[name], err_msg=name)
     assert {path.name for path in kept(tmp_path)[0].iterdir()} == {
         "checksums.npy",
         "features.npy",
@@ -214,25 +231,23 @@ def test_damaged_features_are_calculated_again(tmp_path, shards, harm):
 def test_a_folder_that_cannot_be_written_to_is_a_warning(tmp_path, shards, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    trained(tmp_path / "model", shards, eval_data_pattern="", max_steps=4)
+    logging.set_verbosity(logging.INFO)
+    calculated(shards[0])
     assert "The features cannot be kept in" in caplog.text
     assert "mirror images: calculated once.\n" in caplog.text
 
 
 def test_the_oldest_features_make_room(tmp_path, shards, monkeypatch):
-    def train_with(seed):
-        trained(tmp_path / f"model{seed}", shards, eval_data_pattern="", max_steps=4, seed=seed)
-
-    train_with(0)
+    calculated(shards[0], seed=0)
     size = sum(path.stat().st_size for path in kept(tmp_path)[0].iterdir())
     monkeypatch.setattr(frozen_features, "_MAX_KEPT_BYTES", int(2.5 * size))
     oldest = kept(tmp_path)[0]
     os.utime(oldest, (1, 1))
     for seed in (1, 2):
-        train_with(seed)
+        calculated(shards[0], seed=seed)
     assert len(kept(tmp_path)) == 2 and oldest not in kept(tmp_path)
     monkeypatch.setattr(frozen_features, "_MAX_KEPT_BYTES", 10)
-    train_with(3)
+    calculated(shards[0], seed=3)
     assert len(kept(tmp_path)) == 2
 
 
