@@ -226,7 +226,7 @@ def test_words_are_inputs(infer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path, {"one.jpg": JPEG, "more [1]/2.jpg": JPEG, "more [1]/b/3.jpg": JPEG, "x,y/4.jpg": JPEG})
     write_zip(tmp_path / "some.zip", {"a/5.jpg": JPEG, "read.me": b"x"})
-    rows, _ = infer("one.jpg", words=["more [1]/", "some.zip", "x,y/*", "one.jpg,more [1]/2.jpg"])
+    rows, _ = infer("one.jpg", words=["more [1]/", "some.zip", "x,y/*", "one.jpg,more [1]/2.jpg", "some.zip"])
     # The first is absolute, since the fixture joins it with its folder; so each id is the whole path.
     relative = ["more [1]/2.jpg", "more [1]/b/3.jpg", "some.zip/a/5.jpg", "x,y/4.jpg", "one.jpg"]
     assert [row[0] for row in rows] == [f"{tmp_path}/one.jpg", *relative]
@@ -284,14 +284,11 @@ def test_neither_pictures_nor_shards(infer, tmp_path, bad_examples):
         infer("[12]", bad_examples)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bad_examples", ["fail", "skip"])
 def test_a_bad_picture_has_the_same_reason_by_itself_and_in_a_folder(infer, tmp_path, bad_examples):
     reasons = {
         "1.jpg": (b"", r"empty file \(0 bytes\)"),
-        "2.jpg": (b"text", "not a picture, or of an unknown format"),
-        "3.png": (b"<html>", "HTML page, perhaps the error message of a download"),
-        "4.svg": (b"<svg>", "SVG drawing, which cannot be read"),
+        "2.png": (b"<html>", "HTML page, perhaps the error message of a download"),
     }
     for name, (data, reason) in reasons.items():
         write_folder(tmp_path / f"in-{name}", {name: data})
