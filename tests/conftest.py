@@ -79,16 +79,18 @@ def forked_python() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run_script(tmp_path_factory):
-    """Returns a function that runs a script of the kit as a user does, in a process of its own, and returns it ended.
+def session_cache(tmp_path_factory):
+    """The XDG_CACHE_HOME that the scripts of the whole test session share: the sample set is drawn once."""
+    return tmp_path_factory.mktemp("cache")
 
-    The sample set is drawn into a folder that the whole test session shares.
-    """
-    cache = tmp_path_factory.mktemp("cache")
+
+@pytest.fixture(scope="session")
+def run_script(session_cache):
+    """Returns a function that runs a script of the kit as a user does, in its own process, and returns it ended."""
 
     def run(script, *args, check=True, cwd="/", timeout=300, command=None, env=None):
         arguments = [str(arg) for arg in args]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), **(env or {})}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(session_cache), **(env or {})}
         if command is None:
             python = forked_python() if script in _FORKED else [sys.executable]
             command = [*python, str(REPOSITORY / "cats_vs_dogs" / f"{script}.py")]

@@ -2,13 +2,18 @@
 
 import glob
 import io
+import itertools
 import logging
 import os
+import subprocess
+import sys
 import tempfile
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import REPOSITORY
 from PIL import Image
 
 from cats_vs_dogs import sample_data, tfrecords
@@ -39,16 +44,11 @@ def size_of(encoded):
 
 
 @pytest.fixture(scope="module")
-def full_set(run_script, tmp_path_factory):
-    """Returns the sample set that the command writes: {split: (pictures, names, labels)}."""
-    folder = tmp_path_factory.mktemp("samples") / "new" / "folder"
-    run_script("sample_data", f"--output_dir={folder}")
-    assert sorted(os.listdir(folder)) == [
-        "test-00000-of-00001",
-        *(f"train-0000{index}-of-00004" for index in range(4)),
-        "validation-00000-of-00001",
-    ]
-    return {split: read(f"{folder}/{split}-*") for split in sample_data.NUM_EXAMPLES}
+def full_set(session_cache):
+    """Returns the whole sample set: {split: (pictures, names, labels)}."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(session_cache))
+        return {split: read(sample_data.pattern(split)) for split in sample_data.NUM_EXAMPLES}
 
 
 @pytest.fixture
@@ -106,10 +106,17 @@ def test_pictures_are_unique_jpegs_of_many_sizes(full_set):
     assert sizes.min() == 48 and sizes.max() == 128
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_another_process_draws_the_same_bytes(full_set, split):
-    pictures = sample_data._pictures(split)
-    assert [next(pictures)[2] for _ in range(10)] == full_set[split][0][:10]
+def test_another_process_draws_the_same_bytes():
+    code = """if True:
+        import sys
+        from cats_vs_dogs import sample_data
+        for split in sample_data.NUM_EXAMPLES:
+            for _, picture in zip(range(10), sample_data._pictures(split)):
+                sys.stdout.buffer.write(picture[2])
+    """
+    output = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout
+    drawn = [itertools.islice(sample_data._pictures(split), 10) for split in sample_data.NUM_EXAMPLES]
+    assert output == b"".join(picture for pictures in drawn for *_, picture in pictures)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -222,20 +229,33 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(small_set, monkeypatch):
     assert [os.listdir(folder) for folder in glob.glob(f"{tempfile.gettempdir()}/*")] == [[]]
 
 
-@pytest.mark.slow
-def test_the_command_writes_images_as_kaggles_download(run_script, full_set, tmp_path):
-    run_script("sample_data", "--output_dir=here", "--as_images", cwd=tmp_path)
-    assert sorted(os.listdir(tmp_path / "here")) == ["test1", "train"]
-    assert set(os.listdir(tmp_path / "here" / "train")) == set(full_set["train"][1] + full_set["validation"][1])
-    assert set(os.listdir(tmp_path / "here" / "test1")) == set(full_set["test"][1])
-    assert (tmp_path / "here" / "test1" / "17.jpg").read_bytes() == full_set["test"][0][16]
+def draw_into(monkeypatch, folder, as_images=False):
+    """Does what the command does with these flags."""
+    monkeypatch.setattr(sample_data, "FLAGS", types.SimpleNamespace(output_dir=str(folder), as_images=as_images))
+    sample_data.main()
 
 
-@pytest.mark.slow
-def test_the_command_needs_an_empty_folder_on_this_machine(fails_in_one_line, tmp_path):
+def test_the_command_writes_shards_or_images_as_kaggles_download(small_set, monkeypatch, tmp_path):
+    draw_into(monkeypatch, tmp_path / "new" / "folder")
+    draw_into(monkeypatch, tmp_path / "images", as_images=True)
+    in_shards = {split: read(f"{tmp_path}/new/folder/{split}-*") for split in sample_data.NUM_EXAMPLES}
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == [
+        *(f"test-0000{index}-of-00002" for index in range(2)),
+        *(f"train-0000{index}-of-00003" for index in range(3)),
+        *(f"validation-0000{index}-of-00002" for index in range(2)),
+    ]
+    assert sorted(os.listdir(tmp_path / "images")) == ["test1", "train"]
+    assert set(os.listdir(tmp_path / "images" / "train")) == set(in_shards["train"][1] + in_shards["validation"][1])
+    assert set(os.listdir(tmp_path / "images" / "test1")) == set(in_shards["test"][1])
+    assert (tmp_path / "images" / "test1" / "5.jpg").read_bytes() == in_shards["test"][0][4]
+
+
+def test_the_command_needs_an_empty_folder_on_this_machine(fails_in_one_line, monkeypatch, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert "is not empty" in fails_in_one_line("sample_data", f"--output_dir={tmp_path}")
-    assert "cannot be written to" in fails_in_one_line("sample_data", f"--output_dir={tmp_path / 'mine.txt'}")
+    with pytest.raises(UserError, match="is not empty"):
+        draw_into(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="cannot be written to"):
+        draw_into(monkeypatch, tmp_path / "mine.txt")
     for arguments in ([], ["--output_dir=gs://bucket/samples"]):
         assert "name a folder on this machine, such as --output_dir=samples" in fails_in_one_line(
             "sample_data", *arguments
