@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
+RUN_SCRIPTS = Path(__file__).resolve().parent / "run_scripts.py"
 # The READMEs and the pages of docs/ by path: the README first, as a reader meets them. English pages end with .en.md.
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
@@ -68,6 +70,9 @@ def commands_here_and_in_the_cloud():
     return here, in_the_cloud
 
 
+# Of the copies with a small sample set.
+NUM_SAMPLES = {"train": 80, "validation": 40, "test": 30}
+
 # Scripts that import TensorFlow in any case. The others import it late, or with settings of their own.
 _FORKED = ("train", "eval", "inference", "export_model")
 
@@ -102,6 +107,24 @@ def run_script(session_cache):
         return process
 
     return run
+
+
+def run_scripts(run_script, scripts, clone=REPOSITORY, **kwargs):
+    """Runs scripts of a clone one after the other in one process, which saves imports: [[name, flag, ...], ...].
+
+    Another clone than this one needs a copy of run_scripts.py in its folder tests.
+    """
+    arguments = json.dumps([[str(word) for word in script] for script in scripts])
+    return run_script("", command=[*forked_python(), str(clone / "tests" / RUN_SCRIPTS.name), arguments], **kwargs)
+
+
+def make_sample_set_small(clone):
+    """Lets a copy of the kit draw a few pictures only."""
+    path = clone / "cats_vs_dogs" / "sample_data.py"
+    sizes = f"NUM_EXAMPLES = {NUM_SAMPLES}"
+    source, count = re.subn(r"^NUM_EXAMPLES = .*", sizes, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(source, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

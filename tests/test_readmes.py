@@ -14,10 +14,13 @@ from conftest import (
     ENGLISH,
     PAGES,
     REPOSITORY,
+    RUN_SCRIPTS,
     blocks,
     commands_here_and_in_the_cloud,
     forked_python,
     jpeg,
+    make_sample_set_small,
+    run_scripts,
     write_shards,
 )
 from fake_gcs import FakeGcs
@@ -220,9 +223,15 @@ def test_the_workflow_runs_ci_from_the_oldest_versions_allowed_on():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone whose user has added the code of the pages to cvd_models.py and losses.py, and has data at hand."""
+    """A clone whose user has added the code of the pages to cvd_models.py and losses.py, and has data at hand.
+
+    Its sample set is small.
+    """
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(REPOSITORY / "cats_vs_dogs", clone / "cats_vs_dogs", ignore=shutil.ignore_patterns("__pycache__"))
+    make_sample_set_small(clone)
+    (clone / "tests").mkdir()
+    shutil.copy(RUN_SCRIPTS, clone / "tests")
     for code in (code for text in ENGLISH.values() for code in blocks(text, "python") if "class " in code):
         module = "losses" if "BaseLoss" in code else "cvd_models"
         with open(clone / "cats_vs_dogs" / f"{module}.py", "a", encoding="utf-8") as file:
@@ -256,44 +265,51 @@ def words_of(command):
 
 @pytest.mark.slow
 def test_recipes_can_be_typed(run_script, tmp_path):
-    """One step of each; all their steps take minutes."""
+    """One step of each, in one process; all their steps take minutes."""
     text = "".join("".join(blocks(PAGES[name], "")) for name in ("README.en.md", "docs/recipes.en.md"))
     commands = list(dict.fromkeys(line for line in text.splitlines() if "/train.py " in line))
     assert len(commands) == 4
     pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
+    scripts = []
     for command in commands:
         assert " --train_dir=/tmp/" in command
         script, arguments = words_of(command.replace("/tmp/", f"{tmp_path}/"))
-        run_script(script, *arguments, f"--train_data_pattern={pattern}", "--max_steps=1", cwd=REPOSITORY)
+        scripts.append([script, *arguments, f"--train_data_pattern={pattern}", "--max_steps=1"])
+    run_scripts(run_script, scripts, cwd=REPOSITORY)
 
 
 @pytest.mark.slow
 def test_every_command_works(run_script, clone, bucket):
-    """In the order of the pages, in one folder, as a reader would type them; test_vertex.py runs the others.
+    """In the order of the pages, in one folder and one process; test_vertex.py runs the others.
 
-    Training commands stop after two steps.
+    Training commands stop after two steps. ConvNetModel is trained by test_recipes_can_be_typed; only one model has
+    reports.
     """
     here, in_the_cloud = commands_here_and_in_the_cloud()
     assert sorted(here + in_the_cloud) == sorted(block for text in ENGLISH.values() for block in blocks(text, "sh"))
-    board = importlib.util.find_spec("tensorboard.main").origin
-    ran = set()
+    scripts, boards = [], []
     for command in "".join(here).splitlines():
         command = command.split("&& ")[-1].replace("/tmp/", f"{clone}/tmp/")
         if command == "pytest":
             continue
         if command.startswith("tensorboard "):
-            arguments = [*shlex.split(command)[1:], "--inspect"]
-            run_script("", *arguments, command=[*forked_python(), board], cwd=clone)
+            boards.append(shlex.split(command)[1:])
             continue
         script, arguments = words_of(command)
-        ran.add(script)
         if script in ("train", "eval", "inference") and not any(flag.startswith("--train_dir") for flag in arguments):
             arguments.append(f"--train_dir={clone}/tmp/cvd_model")
         if script == "train":
             arguments.append("--max_steps=2")
-        # Forks save the import of TensorFlow, which those scripts need too that import it late.
-        run_script("", *arguments, command=[*forked_python(), f"cats_vs_dogs/{script}.py"], cwd=clone)
-    assert sorted(ran) == SCRIPTS
+        if "--recipe=good" in arguments or "--model=ConvNetModel" in arguments:
+            arguments += ["--model=LogisticModel", "--first_image_size=0"]
+        if script in ("train", "eval") and f"--train_dir={clone}/tmp/photo_model" not in arguments:
+            arguments.append("--noreport")
+        scripts.append([script, *arguments])
+    run_scripts(run_script, scripts, clone, cwd=clone, env={"XDG_CACHE_HOME": str(clone / "cache")})
+    board = importlib.util.find_spec("tensorboard.main").origin
+    for arguments in boards:
+        run_script("", *arguments, "--inspect", command=[*forked_python(), board], cwd=clone)
+    assert sorted({script for script, *_ in scripts}) == SCRIPTS
     for name in ("submission", "predictions", "batch", "best"):
         rows = (clone / f"{name}.csv").read_text().splitlines()
         assert rows[0] == ("id,label" if name == "submission" else "Id,Category") and len(rows) == 1 + NUM_TEST_PHOTOS
