@@ -46,7 +46,6 @@ def test_a_keras_json_that_cannot_be_used_is_one_line(tmp_path, fails_in_one_lin
     assert said.startswith(f"error: {tmp_path}/keras.json: TensorFlow cannot be imported with it; delete it (")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nowhere"])
 def test_a_notebook_sets_a_backend_that_the_scripts_python_lacks(tmp_path, fails_in_one_line, backend):
     data = ["--train_data_pattern=/nowhere/*", f"--train_dir={tmp_path}"]

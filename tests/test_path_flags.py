@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, jpeg, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, write_shards
 from photo_files import write_folder
 from test_layout import SCRIPTS, run_without_heavy_imports
 
@@ -127,6 +127,9 @@ def run_printed(output, script, cwd, **environment):
     """Runs the command that a script printed, in a shell, and returns what it printed."""
     commands = [line.strip().removeprefix("next: ") for line in output.splitlines()]
     command = next(line for line in commands if f"/{script}.py" in line)
+    python = utils.python_command()
+    assert command.startswith(f"{python} ")
+    command = shlex.join(forked_python()) + command.removeprefix(python)
     shell = subprocess.run(
         ["bash", "-c", command], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
     )
@@ -141,7 +144,6 @@ def test_a_command_reads_the_path_that_is_meant(path):
     assert os.path.abspath(meant) == os.path.abspath(path)
 
 
-@pytest.mark.slow
 def test_a_wrong_default_from_the_environment(fails_in_one_line):
     line = fails_in_one_line("export_model", env={"AIP_CHECKPOINT_DIR": "hdfs://host/x"})
     assert line.startswith("error: --train_dir=hdfs://host/x: only paths on this machine and gs://")
@@ -160,7 +162,7 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
     said = run_script("", "--validation_percent=40", command=command, cwd=tmp_path, env={"HOME": str(home)}).stderr
     assert not list(tmp_path.glob("~*"))
     # In /tmp/photo_model by default.
-    said = said.replace("/tmp/photo_model", f"'{tmp_path}/model [4]' --num_epochs=1 --image_size=8")
+    said = said.replace("/tmp/photo_model", f"'{tmp_path}/model [4]' --num_epochs=1 --image_size=8 --noreport")
     said = run_printed(said, "train", tmp_path)
     assert "WARNING" not in said
     rows = run_printed(said, "inference", tmp_path)
@@ -172,7 +174,13 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
 def test_a_folder_of_pictures_with_an_odd_name_is_trained_on(run_script, tmp_path):
     names = [f"{one}/{i}.jpg" for one in ("cat", "dog") for i in range(6)]
     write_folder(tmp_path / NAME, {name: jpeg(seed=seed) for seed, name in enumerate(names)})
-    flags = [f"--train_data_pattern={NAME}", f"--train_dir={tmp_path}/m", "--image_size=4", "--num_epochs=1"]
+    flags = [
+        f"--train_data_pattern={NAME}",
+        f"--train_dir={tmp_path}/m",
+        "--image_size=4",
+        "--num_epochs=1",
+        "--noreport",
+    ]
     said = run_script("train", *flags, cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")}).stderr
     assert f"Photos of {NAME}: train: " in said and "What to type next:" in said
 

@@ -11,7 +11,7 @@ import sys
 import types
 
 import pytest
-from conftest import PAGES, REPOSITORY, forked_python
+from conftest import NUM_SAMPLES, PAGES, REPOSITORY, forked_python, make_sample_set_small
 from PIL import Image
 
 NOTEBOOK = REPOSITORY / "docs" / "quickstart.ipynb"
@@ -171,7 +171,8 @@ def test_photos_come_from_the_computer_or_from_drive(settings, expected, monkeyp
 
 @pytest.mark.slow
 def test_all_cells_run_in_their_order(kit, tmp_path, monkeypatch):
-    """In a clone, with the sample set and a few steps of training."""
+    """In a clone, with a small sample set and a few steps of training."""
+    make_sample_set_small(kit)
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec {shlex.join(forked_python())} "$@"\n')
@@ -183,7 +184,7 @@ def test_all_cells_run_in_their_order(kit, tmp_path, monkeypatch):
     session = Session(
         {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")},
         TRAIN_DIR=str(train_dir),
-        FLAGS="--image_size=32 --max_steps=4 --noreport",  # The report is that of eval.py.
+        FLAGS="--model=LogisticModel --image_size=32 --max_steps=4 --noreport",  # The report is that of eval.py.
     )
     session.run(*CODE)
 
@@ -195,7 +196,7 @@ def test_all_cells_run_in_their_order(kit, tmp_path, monkeypatch):
     assert re.search(r"1\.jpg +(cat|dog) ", session.said["photo"])
     assert isinstance(session.names["picture"], Image.Image)
     rows = (kit / "submission.csv").read_text().splitlines()
-    assert rows[0] == "Id,Category" and len(rows) == 1 + 500
+    assert rows[0] == "Id,Category" and len(rows) == 1 + NUM_SAMPLES["test"]
     assert session.said["submission"].endswith("\n".join([*rows[:4], ""]))
     assert "Nothing left to train" in session.said["resume"]
     assert session.magics[1:] == ["load_ext tensorboard", f"tensorboard --logdir='{train_dir}'"]
