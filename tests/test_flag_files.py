@@ -312,7 +312,7 @@ def test_a_poor_model_is_answered_with_the_recipes_unless_it_is_made_with_one(tm
 @pytest.mark.slow
 def test_eval_and_the_end_of_training_name_the_recipes(run_script, tmp_path):
     pattern = write_shards(tmp_path, num_examples=120, num_shards=1)
-    where = ("--train_dir", tmp_path / "m")
+    where = ("--train_dir", tmp_path / "m", "--noreport")
     trained = run_script(
         "train", *where, f"--train_data_pattern={pattern}", f"--eval_data_pattern={pattern}", "--base_learning_rate=0"
     )
