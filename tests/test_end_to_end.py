@@ -456,7 +456,6 @@ def _without_checkpoint(trained, tmp_path):
     return folder
 
 
-@pytest.mark.slow
 def test_an_export_replaces_nothing_but_an_export(fails_in_one_line, run_script, trained, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "thesis.txt"):
@@ -496,7 +495,6 @@ def test_a_failed_inference_leaves_the_older_file(fails_in_one_line, trained, tm
     assert output.read_text() == "older\n"
 
 
-@pytest.mark.slow
 def test_a_train_dir_of_version_2_0_resumes(run_script, tmp_path):
     folder, old = tmp_path / "model", DATA / "train_dir_of_2_0"
     shutil.copytree(old, folder)

@@ -170,7 +170,6 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
     assert f"{tmp_path}/model [4]/model.ckpt-1" in run_printed(said, "eval", tmp_path)
 
 
-@pytest.mark.slow
 def test_a_folder_of_pictures_with_an_odd_name_is_trained_on(run_script, tmp_path):
     names = [f"{one}/{i}.jpg" for one in ("cat", "dog") for i in range(6)]
     write_folder(tmp_path / NAME, {name: jpeg(seed=seed) for seed, name in enumerate(names)})
@@ -185,7 +184,6 @@ def test_a_folder_of_pictures_with_an_odd_name_is_trained_on(run_script, tmp_pat
     assert f"Photos of {NAME}: train: " in said and "What to type next:" in said
 
 
-@pytest.mark.slow
 def test_what_is_printed_where_data_is_missing(run_script, tmp_path):
     pattern = write_shards(tmp_path / "shards")
     said = run_script("train", f"--train_data_pattern={pattern}", f"--train_dir={tmp_path}/m", "--num_epochs=1").stderr
