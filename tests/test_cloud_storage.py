@@ -4,26 +4,18 @@ import json
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, forked_python, jpeg, values_of, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, run_scripts, values_of, write_shards
 from fake_gcs import FakeGcs
 
 from cats_vs_dogs import checkpoints
-
-DRIVER = Path(__file__).resolve().parent / "run_scripts.py"
 
 
 @pytest.fixture
 def gcs():
     with FakeGcs(b={}) as server:
         yield server
-
-
-def run_scripts(run_script, scripts, **kwargs):
-    """Runs scripts in one process, which saves imports: [[name, flag, ...], ...]."""
-    return run_script("", command=[*forked_python(), str(DRIVER), json.dumps(scripts)], **kwargs)
 
 
 def upload(gcs, folder, prefix):

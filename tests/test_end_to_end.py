@@ -537,17 +537,17 @@ def test_evaluation_while_training_leaves_the_history_of_eval(run_script, shards
     names = [path for path in (tmp_path / "eval").iterdir() if not path.name.startswith("metrics-")]
     history = {path: path.read_bytes() for path in names}
     assert len(history) == 2  # An event file and metrics.jsonl.
-    trains = [training(shards, tmp_path, f"--max_steps={step}", pattern, "--noreport") for step in (5, 6)]
-    run_scripts(run_script, trains)
+    trains = [training(shards, tmp_path, f"--max_steps={step}", pattern) for step in (5, 6)]
+    run_scripts(run_script, [[*trains[0], "--noreport"], trains[1]])
     assert {path: path.read_bytes() for path in history} == history
+    assert "step 6" in (tmp_path / "eval" / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_no_startup_lines_of_tensorflow(run_script, shards, tmp_path):
-    """Its devices have been found when train.py looks at the data."""
     script = str(REPOSITORY / "cats_vs_dogs" / "train.py")
-    flags = [f"--train_data_pattern={shards}/test-*", f"--train_dir={tmp_path}"]
-    said = run_script("", *flags, command=[sys.executable, script], check=False).stderr
+    flags = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}", "--max_steps=1"]
+    said = run_script("", *flags, command=[sys.executable, script]).stderr
     for line in ("oneDNN", "cuInit", "cuda drivers", "cudart", "InitializeLog", "cpu_feature_guard"):
         assert line not in said
-    assert said.startswith("Tensorflow version: ") and "test shards cannot be used here" in said
+    assert said.startswith("Tensorflow version: ")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def shards(tmp_path_factory):
 class Workers:
     """Processes of train.py, one for each plan, that train one model in 5 epochs of 5 steps unless a flag says else."""
 
-    def __init__(self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief", of_each=((), ()), start=None):
+    def __init__(
+        self, shards, train_dir, *flags, plans=(ALONE, ALONE), chief="chief", of_each=((), ()), start=None, python=None
+    ):
         """Starts them.
 
         Args:
@@ -45,6 +48,7 @@ class Workers:
             chief: what TF_CONFIG calls the chief.
             of_each: more of each process: flags, and variables of the environment such as "UNITS=3".
             start: numbers of the workers to start; None: all.
+            python: the command that starts Python; None: forks, which cannot be paused.
         """
         ports = free_ports(len(plans))
         cluster = {chief: [f"127.0.0.1:{ports[0]}"], "worker": [f"127.0.0.1:{port}" for port in ports[1:]]}
@@ -64,7 +68,7 @@ class Workers:
             own = of_each[number]
             environment |= dict(word.split("=") for word in own if not word.startswith("--"))
             process = subprocess.Popen(
-                [*forked_python(), str(DRIVER), json.dumps(plan), *command, *filter(FLAG.match, own)],
+                [*(python or forked_python()), str(DRIVER), json.dumps(plan), *command, *filter(FLAG.match, own)],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -165,7 +169,8 @@ def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path)
 @pytest.mark.slow
 def test_a_pause_of_a_worker_is_not_the_end_but_a_signal_stops_all_and_the_step_is_saved(shards, tmp_path):
     # In 2017 the chief was called master.
-    workers = Workers(shards, tmp_path, "--num_epochs=100000", "--log_steps=500", chief="master")
+    forever = ["--num_epochs=100000", "--log_steps=500"]
+    workers = Workers(shards, tmp_path, *forever, chief="master", python=[sys.executable])
     workers.read_until("training step 500")
     paused = workers.processes[1]
     paused.send_signal(signal.SIGSTOP)
