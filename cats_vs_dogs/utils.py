@@ -234,12 +234,17 @@ def import_tensorflow() -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    if _is_own_process():  # Keras imports matplotlib, which may lack the backend of the notebook that started it.
-        os.environ["MPLBACKEND"] = "agg"
+    is_own_process = _is_own_process()
+    if is_own_process:
+        os.environ["MPLBACKEND"] = "agg"  # Keras imports matplotlib, which may lack that of the notebook around it.
+        gc.disable()  # What is imported stays. To look for garbage in it takes a second, now and at the exit.
     with _explain_keras_json(), _without_startup_lines():
         import tensorflow as tf
 
         tf.config.list_physical_devices("GPU")  # Now, since the first look at the GPUs writes such a line too.
+    if is_own_process:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager
