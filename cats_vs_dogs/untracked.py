@@ -146,8 +146,8 @@ def drawn_constants(graph: tf.Graph) -> int:
         graph: the graph of a `tf.function`.
     """
     number = 0
-    for value in filter(_may_be_drawn, _constants(graph)):
-        number = zlib.crc32(value.tobytes(), number) or 1
+    for value in sorted(value.tobytes() for value in _constants(graph) if _may_be_drawn(value)):
+        number = zlib.crc32(value, number) or 1
     return number
 
 
@@ -230,7 +230,10 @@ def _bytes_of(value: np.ndarray) -> bytes:
 
 
 def _constants(graph: tf.Graph) -> list[np.ndarray]:
-    values = [tf.make_ndarray(op.get_attr("value")) for op in graph.get_operations() if op.type == "Const"]
+    definition = graph.as_graph_def()
+    functions = [function.node_def for function in definition.library.function]  # In no order.
+    constants = [node for nodes in (definition.node, *functions) for node in nodes if node.op == "Const"]
+    values = [tf.make_ndarray(node.attr["value"].tensor) for node in constants]
     return values + [tensor.numpy() for tensor, _ in graph.captures if tensor.dtype not in (tf.resource, tf.variant)]
 
 

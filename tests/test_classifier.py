@@ -52,6 +52,18 @@ def test_branches_and_loops_over_tensors_become_part_of_the_graph(monkeypatch):
         assert np.abs(tape.gradient(loss, classifier.model.trainable_variables[0].value)).max() > 0
 
 
+def test_constants_of_a_loss_with_a_loop_are_seen(monkeypatch):
+    def calculate_loss(self, predictions, labels):
+        weights = tf.constant(np.random.default_rng().normal(size=3), tf.float32)
+        total = tf.constant(0.0)
+        for i in tf.range(3):
+            total += weights[i] * tf.reduce_mean(predictions)
+        return total
+
+    with pytest.raises(UserError, match="^LogisticModel: its constants are others each time it is built"):
+        classifier_with(monkeypatch, calculate_loss).check_constants()
+
+
 def test_the_mean_over_a_picture_and_its_mirror_image(monkeypatch):
     class OwnLossModel(models.BaseModel):
         def create_model(self, model_input, labels):
