@@ -45,7 +45,8 @@ def seeded(seed: int) -> Iterator[None]:
     keras_state[_LAYER_NUMBERS] = copy.copy(keras_state[_LAYER_NUMBERS])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
-    global_state.set_global_attribute(_LAYER_NUMBERS, None)
+    for name in _KERAS_STATE:  # Some versions of Keras would go on with the generator, whatever the seed.
+        global_state.set_global_attribute(name, None)
     keras.utils.set_random_seed(seed)
     try:
         yield

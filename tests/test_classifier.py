@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from cats_vs_dogs import augmentation, cvd_models, losses, models
-from cats_vs_dogs.classifier import Classifier
+from cats_vs_dogs.classifier import Classifier, seeded
 from cats_vs_dogs.config import ModelSpec
 from cats_vs_dogs.utils import UserError
 
@@ -25,6 +25,18 @@ def test_a_loss_with_parameters_and_its_probability(monkeypatch):
     images, labels = tf.random.stateless_uniform([5, 4, 4, 3], [1, 2]), tf.constant([[1], [0], [1], [1], [0]])
     probability, loss = classifier.evaluate_batch(images, labels)
     np.testing.assert_allclose(loss, 3 * np.mean((probability.numpy() - labels.numpy()) ** 2), rtol=1e-5)
+
+
+def test_random_numbers_are_those_of_the_seed_whatever_was_drawn_before():
+    def drawn():
+        return [keras.random.normal([3]), tf.random.normal([3]), np.random.normal(size=3)]
+
+    keras.random.normal([3])  # Creates the generator that Keras uses without a seed.
+    with seeded(3):
+        expected = drawn()
+    keras.random.normal([3])
+    with seeded(3):
+        np.testing.assert_array_equal(drawn(), expected)
 
 
 def test_branches_and_loops_over_tensors_become_part_of_the_graph(monkeypatch):
