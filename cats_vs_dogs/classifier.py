@@ -45,7 +45,7 @@ def seeded(seed: int) -> Iterator[None]:
     keras_state[_LAYER_NUMBERS] = copy.copy(keras_state[_LAYER_NUMBERS])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     tensorflow_seed, _ = tf.compat.v1.random.get_seed(1)
-    for name in _KERAS_STATE:  # Some versions of Keras would go on with the generator, whatever the seed.
+    for name in _KERAS_STATE:  # With a new seed, Keras 3.12 keeps the generator of the old one.
         global_state.set_global_attribute(name, None)
     keras.utils.set_random_seed(seed)
     try:
@@ -162,12 +162,11 @@ class Classifier:
                 "np.random.default_rng() without a seed, and not depending on is_new"
             )
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
     def _training_losses(self, inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = self.training_outputs(inputs, labels, on_features=self.model.frozen is not None)
         return self.label_loss(outputs, labels), self.regularization_loss(outputs)
 
-    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
     def training_outputs(self, inputs: tf.Tensor, labels: tf.Tensor, on_features: bool) -> dict[str, tf.Tensor]:
         """Returns the model's outputs in training for a batch of images, or of features as `frozen` returns them."""
         if on_features:
@@ -210,7 +209,6 @@ class Classifier:
             self._calculate_probability = tf.function(self.loss.probability)
         return tf.function(function).get_concrete_function(*specs).graph
 
-    @tf.autograph.experimental.do_not_convert
     def label_loss(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tf.Tensor:
         """Returns the model's own loss if it has one, else the label loss of its predictions; a scalar.
 
@@ -231,7 +229,6 @@ class Classifier:
             )
         return loss
 
-    @tf.autograph.experimental.do_not_convert
     def regularization_loss(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Returns the model's "regularization_loss" plus the losses of its layers' regularizers, a scalar."""
         terms = [*self.model.regularizer_losses, outputs.get("regularization_loss", tf.constant(0.0))]
@@ -243,7 +240,6 @@ class Classifier:
             for target, value in zip(self.model.weights, source.model.weights, strict=True):
                 target.assign(value)
 
-    @tf.autograph.experimental.do_not_convert
     def probability_of(self, predictions: tf.Tensor) -> tf.Tensor:
         """Turns predictions into the probability of a dog, float32 [batch, 1].
 
@@ -280,7 +276,6 @@ class Classifier:
     def _evaluated(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.probability_of(outputs["predictions"]), self.label_loss(outputs, labels)
 
-    @tf.autograph.experimental.do_not_convert
     def _outputs(self, model: Callable, images: tf.Tensor, *labels: tf.Tensor) -> Any:
         """Returns the evaluation graph's outputs, or their mean over several views of each picture."""
         views = [readers.scale_images(images)]

@@ -267,7 +267,6 @@ class Trainer:
         return tape.gradient(loss, variables), label_loss, regularization_loss, probabilities
 
 
-@tf.autograph.experimental.do_not_convert
 def _sums_of_part(probabilities: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Returns what this device adds to "examples", "log_loss" and "accuracy" of the SUMS, float32 [3].
 

@@ -4,8 +4,9 @@
     subprocess.run([*server.python, "script.py", "--flag"])  # Like [sys.executable, "script.py", "--flag"].
 
 The command starts a small process. It sends its arguments, folder, environment and open files to the server, passes
-signals on to the fork, and ends as the fork ends. The fork imports the kit's modules itself, runs the script in the
-main thread, and exits as an interpreter does. Unlike interpreters, all forks have the same hash seed.
+SIGINT and SIGTERM on to the fork, and ends as the fork ends; SIGSTOP would stop the small process alone. The fork
+imports the kit's modules itself, runs the script in the main thread, and exits as an interpreter does. Unlike
+interpreters, all forks have the same hash seed.
 """
 
 import gc
