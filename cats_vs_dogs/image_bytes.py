@@ -170,8 +170,8 @@ def _orientation(exif: tf.Tensor, xmp: tf.Tensor) -> tf.Tensor:
 
     def number(digits: tf.Tensor) -> tf.Tensor:
         """Returns numbers, int32 [...], for their bytes, int32 [..., length]."""
-        digits = tf.cond(is_little_endian, lambda: tf.reverse(digits, [-1]), lambda: digits)
-        return tf.reduce_sum(digits * 256 ** tf.range(digits.shape[-1] - 1, -1, -1), axis=-1)
+        powers = [256**place for place in range(digits.shape[-1])]
+        return tf.reduce_sum(digits * tf.where(is_little_endian, powers, powers[::-1]), axis=-1)
 
     start = tf.clip_by_value(number(tf.slice(numbers, [4], [4])), 0, size)
     entries = tf.minimum(number(tf.slice(numbers, [start], [2])), (size - start) // 12)
@@ -203,7 +203,7 @@ def require_records(serialized: tf.Tensor) -> tf.Tensor:
     """
     head = tf.strings.substr(tf.strings.substr(serialized, 0, 6) + b"\0" * 6, 0, 6)
     head = tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int64)
-    ones, digits = tf.ones_like(head[:, :1]), head[:, 1:]  # What follows takes so many bytes, see `_varint`.
+    ones, digits = tf.ones_like(head[:, :1]), head[:, 1:]  # What follows takes so many bytes, see `_varints`.
     is_used = tf.math.cumprod(tf.concat([ones, tf.cast(digits[:, :-1] >= 128, tf.int64)], axis=1), axis=1)
     length = tf.reduce_sum(is_used * (digits % 128) * 128 ** tf.range(5, dtype=tf.int64), axis=1)
     size = tf.cast(tf.strings.length(serialized), tf.int64)
@@ -217,17 +217,18 @@ def require_records(serialized: tf.Tensor) -> tf.Tensor:
 def _record(jpeg: tf.Tensor) -> tf.Tensor:
     """Returns a serialized `tf.train.Example` with a picture and no id, as `tfrecords.make_example` does."""
     key = tfrecords.IMAGE.encode()
-    # From the inside to the outside: a list of bytes, a feature, an entry of the map of features, that map, an example.
-    head = tf.constant(b"")
-    for field in (b"\x0a", b"\x0a", b"\x0a" + bytes([len(key)]) + key + b"\x12", b"\x0a", b"\x0a"):
-        head = field + _varint(tf.strings.length(head) + tf.strings.length(jpeg)) + head
+    # From the outside to the inside: an example, its map of features, an entry of that, a feature, a list of bytes.
+    # Each begins with a tag; then comes, in five bytes, the length of all that follows.
+    tags = [b"\x0a", b"\x0a", b"\x0a" + bytes([len(key)]) + key + b"\x12", b"\x0a", b"\x0a"]
+    head_lengths = [sum(len(tag) + 5 for tag in tags[number + 1 :]) for number in range(len(tags))]
+    head = tf.strings.reduce_join(tf.stack([tags, _varints(tf.strings.length(jpeg) + head_lengths)], axis=1))
     # Two serialized messages, one after the other, are one message with the fields of both.
     id_alone = tf.train.Example()
     id_alone.features.feature[tfrecords.FILENAME].bytes_list.value.append(b"")
     return id_alone.SerializeToString() + head + jpeg
 
 
-def _varint(length: tf.Tensor) -> tf.Tensor:
-    """Returns a length as protocol buffers write it, seven bits a byte; always in five bytes, a string scalar."""
-    digits = tf.bitwise.right_shift(length, tf.range(0, 35, 7)) % 128 + [128, 128, 128, 128, 0]
-    return tf.strings.reduce_join(tf.gather([bytes([value]) for value in range(256)], digits))
+def _varints(lengths: tf.Tensor) -> tf.Tensor:
+    """Returns lengths, int32 [n], as protocol buffers write them, seven bits a byte; always in five bytes, string [n]."""
+    digits = tf.bitwise.right_shift(lengths[:, tf.newaxis], tf.range(0, 35, 7)) % 128 + [128, 128, 128, 128, 0]
+    return tf.strings.reduce_join(tf.gather([bytes([value]) for value in range(256)], digits), axis=1)
