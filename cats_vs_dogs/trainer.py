@@ -1,6 +1,7 @@
 """Training steps: several of them in one graph, on one device or many."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -102,10 +103,12 @@ class Trainer:
         self._mix = mix
         self._interrupts = interrupts
         synchronize_batch_norm(classifier.model.network, strategy, jit_compile)
+        # To rewrite their code would take longer than to build their graphs.
+        function = functools.partial(tf.function, autograph=False)
         # Without XLA it is no graph of its own: inside one, devices cannot synchronise.
-        self._gradients = tf.function(self._gradients_of_batch, jit_compile=True) if jit_compile else None
-        self._replica_step = tf.function(self._step_on_replica)
-        self._run_steps = tf.function(self._run_steps_in_graph)
+        self._gradients = function(self._gradients_of_batch, jit_compile=True) if jit_compile else None
+        self._replica_step = function(self._step_on_replica)
+        self._run_steps = function(self._run_steps_in_graph)
 
     def run_steps(self, batches: Iterator, num_steps: int, sums: tf.Tensor | np.ndarray = _NO_SUMS) -> StepOutputs:
         """Takes steps without returning to Python between them.
@@ -126,7 +129,7 @@ class Trainer:
             num_steps = 1  # The first step waits for the graph to be built.
         self._is_warm = True
         start = time.monotonic()
-        num_done, waiting, is_finite, largest_norm, sums, reduced, outputs = self._run_steps(
+        num_done, waiting, largest_norm, sums, is_finite, reduced, outputs = self._run_steps(
             batches, tf.constant(num_steps), tf.convert_to_tensor(sums)
         )
         images, probabilities, labels, weights = outputs
@@ -152,29 +155,31 @@ class Trainer:
         return finished
 
     def _run_steps_in_graph(self, batches, num_steps, sums):
-        reduced, outputs, waiting = self._next_step(batches, self._now())
-        sums += self._sums_of_step(reduced)
-        num_done, largest_norm, is_finite = 1, _finite_or_zero(reduced["gradient_norm"]), self._is_finite(reduced)
-        # `&` instead of `and`, which would become branches of the graph.
-        while (num_done < num_steps) & is_finite & (reduced["interrupts"] == 0.0):
+        def take_step(after, num_done, waiting, largest_norm, sums):
+            reduced, outputs, seconds = self._next_step(batches, after)
+            largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
+            return num_done + 1, waiting + seconds, largest_norm, sums + self._sums_of_step(reduced), reduced, outputs
+
+        def goes_on(num_done, waiting, largest_norm, sums, reduced, outputs):
+            return (num_done < num_steps) & self._is_finite(reduced) & (reduced["interrupts"] == 0.0)
+
+        def go_on(*state):
+            *so_far, reduced, _ = state
             with tf.control_dependencies([reduced["gradient_norm"]]):  # The loss is there before the backward pass.
                 step_done = self._now()
-            reduced, outputs, seconds = self._next_step(batches, step_done)
-            sums += self._sums_of_step(reduced)
-            waiting += seconds
-            num_done += 1
-            largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
-            is_finite = self._is_finite(reduced)
-        return num_done, waiting, is_finite, largest_norm, sums, reduced, outputs
+            return take_step(step_done, *so_far)
 
-    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
+        # Outside the loop, the first step tells which shapes the loop's variables have.
+        first = take_step(self._now(), 0, tf.zeros([], tf.float64), 0.0, sums)
+        *so_far, reduced, outputs = tf.while_loop(goes_on, go_on, first)
+        return *so_far, self._is_finite(reduced), reduced, outputs
+
     def _sums_of_step(self, reduced) -> tf.Tensor:
         """Returns the SUMS of one step, as float64: float32 would round the sums of many steps."""
         examples, log_loss, num_right = tf.unstack(tf.cast(reduced["sums"], tf.float64))
         losses = [tf.cast(reduced[name], tf.float64) for name in ("label_loss", "regularization_loss")]
         return tf.stack([examples, *(examples * loss for loss in losses), log_loss, num_right])
 
-    @tf.autograph.experimental.do_not_convert
     def _next_step(self, batches, after: tf.Tensor):
         """Waits for `after`, fetches a batch, takes one step. Also returns how many seconds the batch took."""
         with tf.control_dependencies([after]):
@@ -193,17 +198,14 @@ class Trainer:
             waited,
         )
 
-    @tf.autograph.experimental.do_not_convert
     def _now(self) -> tf.Tensor:
         return tf.timestamp() if self._measures_waiting else tf.zeros([], tf.float64)
 
-    @tf.autograph.experimental.do_not_convert
     def _is_finite(self, reduced) -> tf.Tensor:
         loss = reduced["label_loss"] + reduced["regularization_loss"]
         # With a scaled loss, gradients may overflow: the optimizer then skips that step and lowers the scale.
         return tf.math.is_finite(loss if self._scales_loss else loss + reduced["gradient_norm"])
 
-    @tf.autograph.experimental.do_not_convert
     def _step_on_replica(self, images, labels, weight, interrupts):
         """Takes a step on one device; returns what is summed over all devices, and this device's part of the batch."""
         parts = [(tf.constant(1.0), labels)]
@@ -245,7 +247,6 @@ class Trainer:
         }
         return reduced, (images, probabilities, labels, weight)
 
-    @tf.autograph.experimental.do_not_convert
     def _gradients_of_batch(self, images, parts, weight):
         """Returns the gradients of this replica's part of the loss, which is the mean over the global batch.
 
@@ -283,7 +284,6 @@ def _sums_of_part(probabilities: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor
     return tf.where(weight > 0, tf.stack(sums), tf.zeros(3))
 
 
-@tf.autograph.experimental.do_not_convert
 def _finite_or_zero(value: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(value), value, 0.0)
 
