@@ -71,7 +71,7 @@ def open_shards(
     if bad_examples == "fail":
         shards = Shards({path: scan.count for path, scan in scanned.items()}, num_bytes=num_bytes, index=index)
         with explain_read_errors(reader, shards):
-            next(iter(readers.make_dataset(reader, shards, batch_size=1)))
+            readers.prepare_graph(reader)(readers.first_record(shards))
         return shards
     readable = {path: scan.count for path, scan in scanned.items() if scan.count}
     bad_list = [(path, scan.count, "", scan.damage) for path, scan in scanned.items() if scan.damage]

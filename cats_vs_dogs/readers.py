@@ -83,6 +83,12 @@ class BaseReader:
         """
         raise NotImplementedError
 
+    @functools.cached_property
+    def _graph(self) -> Any:
+        """See `prepare_graph`."""
+        with tf.device(None):  # Whoever asks first need not be where all run.
+            return tf.function(prepare_function(self)).get_concrete_function(tf.TensorSpec([None], tf.string))
+
 
 class CatsVsDogsTestFeatureReader(BaseReader):
     """Reads unlabelled records.
@@ -203,11 +209,11 @@ def prepare_function(reader: BaseReader) -> Callable[[tf.Tensor], tuple[tf.Tenso
 
 
 def prepare_graph(reader: BaseReader) -> Any:
-    """Returns the reader's function for a batch of records (string [batch]) as a graph, which is built once.
+    """Returns the reader's function for a batch of records (string [batch]) as a graph, which each reader builds once.
 
     It is called as `prepare_function` is, and its `structured_outputs` tell shapes and dtypes.
     """
-    return tf.function(prepare_function(reader)).get_concrete_function(tf.TensorSpec([None], tf.string))
+    return reader._graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +277,7 @@ def make_dataset(
         numbers = tf.data.Dataset.range(shards.num_examples).batch(batch_size)
         return map_batches(numbers, functools.partial(_gather, decoded), batch_size).with_options(_keep_decoded())
     records = tf.data.Dataset.range(len(shards.files)).flat_map(_record_source(shards))
-    return map_batches(records.batch(batch_size), prepare_function(reader), batch_size)
+    return map_batches(records.batch(batch_size), prepare_graph(reader), batch_size)
 
 
 def first_record(shards: Shards) -> tf.Tensor:
@@ -340,8 +346,9 @@ def make_training_dataset(
     batches = batches.flat_map(epoch_batches).enumerate(order.start_step)
     if num_replicas > 1:
         batches = batches.flat_map(lambda step, batch: _split_batch(step, batch, num_replicas, replicas))
-    prepare = prepare_function(reader) if decoded is None else functools.partial(_gather, decoded)
+    prepare = prepare_graph(reader) if decoded is None else functools.partial(_gather, decoded)
 
+    @tf.autograph.experimental.do_not_convert
     def prepare_part(step: tf.Tensor, part: tf.Tensor, start: int = 0, weight: float = 1.0) -> tuple[tf.Tensor, ...]:
         ids, images, *labels = prepare(part)
         if change is not None:
@@ -478,7 +485,7 @@ def _empty_array(num_examples: int, spec: tf.TensorSpec) -> np.ndarray:
 
 def decoded_bytes(reader: BaseReader, shards: Shards) -> int:
     """Returns how many bytes of memory the result of `decode_all` takes, without the ids."""
-    return shards.num_examples * _row_bytes(make_dataset(reader, shards, batch_size=1).element_spec)
+    return shards.num_examples * _row_bytes(prepare_graph(reader).structured_outputs)
 
 
 def _row_bytes(specs: Sequence[Any]) -> int:

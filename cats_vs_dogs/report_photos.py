@@ -192,8 +192,7 @@ def _find_maps(
     if not records:
         return [], ""
     try:
-        batches = tf.data.Dataset.from_tensor_slices(records).batch(len(records))
-        _, images, *_ = next(iter(readers.map_batches(batches, readers.prepare_function(reader))))
+        _, images, *_ = readers.prepare_graph(reader)(tf.constant(records))
         by_model = images if isinstance(images, tuple) else (images,)
         found = [
             saliency.find_maps(classifier.model.network, readers.scale_images(its_images), are_dogs)

@@ -194,7 +194,7 @@ def test_images_are_changed_by_step_and_row(tmp_path, num_replicas):
 
     def change(images, step, rows):
         assert (images.dtype, step.dtype, rows.dtype) == (tf.uint8, tf.int64, tf.int64)
-        return tf.stack([tf.fill([len(rows)], step), rows], axis=1)
+        return tf.stack([tf.fill(tf.shape(rows), step), rows], axis=1)
 
     order = readers.Order(batch_size=4, seed=5, num_epochs=2, start_step=1)
     parts = readers.make_training_dataset(reader, shards, order, None, num_replicas, range(num_replicas), change)
