@@ -229,6 +229,6 @@ def _record(jpeg: tf.Tensor) -> tf.Tensor:
 
 
 def _varints(lengths: tf.Tensor) -> tf.Tensor:
-    """Returns lengths, int32 [n], as protocol buffers write them, seven bits a byte, always in five bytes: string [n]."""
+    """Returns lengths, int32 [n], as protocol buffers write them, in five bytes of seven bits each: string [n]."""
     digits = tf.bitwise.right_shift(lengths[:, tf.newaxis], tf.range(0, 35, 7)) % 128 + [128, 128, 128, 128, 0]
     return tf.strings.reduce_join(tf.gather([bytes([value]) for value in range(256)], digits), axis=1)
