@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from cats_vs_dogs.utils import UserError
 
 # A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
 BadExample = tuple[str, int, str, str]
+
+_READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
 
 # Errors of reading a file; decoding a picture raises none of them.
 _READ_ERRORS = (
@@ -181,51 +184,70 @@ def find_bad_examples(reader: BaseReader, records: dict[str, int], submission_fo
         records: the number of records to read in each file, by path.
         submission_format: see `open_shards`.
     """
-    # Built once, not for each file.
-    prepare = readers.prepare_graph(reader)
     first_places: dict[str | int, tuple[str, submission.Place]] = {}
     with terminal.progress_bar(sum(records.values()), " records", "checking") as progress:
-        for path, count in records.items():
-            items = tf.data.TFRecordDataset(path, buffer_size=2**18)
+        for path, outcomes in itertools.groupby(_outcomes(reader, records), key=lambda outcome: outcome[0]):
             reasons: dict[int, str] = {}
             after_damage: list[BadExample] = []
-            for number, outcome in enumerate(_outcomes(items, count, lambda record: prepare(record[tf.newaxis]))):
+            for _, number, outcome in outcomes:
                 progress.update()
                 if isinstance(outcome, _READ_ERRORS):
-                    after_damage = [(path, unread, "", describe_error(outcome)) for unread in range(number, count)]
-                    break
-                if isinstance(outcome, Exception):
+                    unread = range(number, records[path])
+                    after_damage = [(path, its_number, "", describe_error(outcome)) for its_number in unread]
+                elif isinstance(outcome, Exception):
                     reasons[number] = describe_error(outcome)
                 elif submission_format:
                     example_id = submission.id_text(outcome[0])
                     reason = submission.id_problem(example_id, (path, number), first_places, submission_format)
                     if reason:
                         reasons[number] = reason
-            yield from _with_ids(items, path, reasons)
+            yield from _with_ids(path, reasons)
             yield from after_damage
 
 
-def _with_ids(items: tf.data.Dataset, path: str, reasons: dict[int, str]) -> Iterator[BadExample]:
+def _with_ids(path: str, reasons: dict[int, str]) -> Iterator[BadExample]:
     """Reads a file once more, for the ids of its bad records. `reasons` says why each is bad, by record number."""
     if not reasons:
         return
-    for number, record in enumerate(items.take(max(reasons) + 1).as_numpy_iterator()):
+    items = tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).take(max(reasons) + 1)
+    for number, record in enumerate(items.as_numpy_iterator()):
         if number in reasons:
             yield path, number, id_of(record), reasons[number]
 
 
-def _outcomes(items: tf.data.Dataset, count: int, function: Callable) -> Iterator[Any]:
-    """Yields, for each of `count` items, the first value that `function` returns, or the error that it raises."""
-    # Two `map`s: with one, TensorFlow may skip what the first value does not need, such as decoding.
-    outcomes = items.map(function, tf.data.AUTOTUNE).map(lambda first, *unused_others: first)
-    iterator = outcomes.as_numpy_iterator()
-    for _ in range(count):  # A file that has vanished raises errors without end.
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
-            yield error
+def _outcomes(reader: BaseReader, records: dict[str, int]) -> Iterator[tuple[str, int, Any]]:
+    """Yields, for each record, its file, its number, and the reader's first value for it or the error of reading it.
+
+    After an error of reading the file itself, the next file follows.
+    """
+    prepare = readers.prepare_graph(reader)
+
+    @tf.autograph.experimental.do_not_convert
+    def records_of(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+        # If the file has lost records since they were counted, empty ones stand for them.
+        empty = tf.data.Dataset.from_tensors(b"").repeat()
+        return tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).concatenate(empty).take(count)
+
+    left = list(records.items())
+    while left:
+        # One pipeline for all files: to start one takes longer than to read dozens of records.
+        paths, counts = zip(*left, strict=True)
+        items = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(counts, tf.int64))).flat_map(records_of)
+        # Two `map`s: with one, TensorFlow may skip what the first value does not need, such as decoding.
+        outcomes = readers.map_batches(items, tf.autograph.experimental.do_not_convert(lambda one: prepare(one[None])))
+        iterator = outcomes.map(lambda first, *unused_others: first).as_numpy_iterator()
+        is_readable = True
+        while left and is_readable:
+            path, count = left.pop(0)
+            for number in range(count):
+                try:
+                    outcome = next(iterator)
+                except (tf.errors.OpError, UnicodeDecodeError) as error:
+                    outcome = error
+                yield path, number, outcome
+                is_readable = not isinstance(outcome, _READ_ERRORS)
+                if not is_readable:
+                    break
 
 
 def id_of(record: bytes) -> str:
