@@ -155,23 +155,26 @@ class Trainer:
         return finished
 
     def _run_steps_in_graph(self, batches, num_steps, sums):
-        def take_step(after, num_done, waiting, largest_norm, sums):
-            reduced, outputs, seconds = self._next_step(batches, after)
-            largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
-            return num_done + 1, waiting + seconds, largest_norm, sums + self._sums_of_step(reduced), reduced, outputs
+        next_step = tf.function(self._next_step, autograph=False)
 
         def goes_on(num_done, waiting, largest_norm, sums, reduced, outputs):
             return (num_done < num_steps) & self._is_finite(reduced) & (reduced["interrupts"] == 0.0)
 
-        def go_on(*state):
-            *so_far, reduced, _ = state
+        def take_step(num_done, waiting, largest_norm, sums, reduced, outputs):
             with tf.control_dependencies([reduced["gradient_norm"]]):  # The loss is there before the backward pass.
                 step_done = self._now()
-            return take_step(step_done, *so_far)
+            reduced, outputs, seconds = next_step(batches, step_done)
+            largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
+            return num_done + 1, waiting + seconds, largest_norm, sums + self._sums_of_step(reduced), reduced, outputs
 
-        # Outside the loop, the first step tells which shapes the loop's variables have.
-        first = take_step(self._now(), 0, tf.zeros([], tf.float64), 0.0, sums)
-        *so_far, reduced, outputs = tf.while_loop(goes_on, go_on, first)
+        # Zeros stand for the step before the first one. If the first step were outside the loop, the graph would be
+        # twice as large, and the start would take seconds more.
+        *of_step, _ = next_step.get_concrete_function(batches, self._now()).structured_outputs
+        of_step = tf.nest.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), of_step)
+        zeros = tf.nest.map_structure(lambda one: tf.zeros([size or 0 for size in one.shape], one.dtype), of_step)
+        start = (tf.constant(0), tf.zeros([], tf.float64), tf.zeros([]), sums)
+        shapes = tf.nest.map_structure(lambda one: one.shape, (*start, *of_step))
+        *so_far, reduced, outputs = tf.while_loop(goes_on, take_step, (*start, *zeros), shapes)
         return *so_far, self._is_finite(reduced), reduced, outputs
 
     def _sums_of_step(self, reduced) -> tf.Tensor:
