@@ -232,7 +232,7 @@ def loop(job: Job, tools: Tools) -> bool:
         tools.saver.is_due()  # If so, the steps are interrupted after the first.
         outputs = tools.trainer.run_steps(tools.batches, plan.steps_until_due(step), state.progress.sums)
         step += outputs.num_steps
-        check_finite(step, outputs, float(job.learning_rate(step - 1)))
+        check_finite(step, outputs, float(job.learning_rate(step - 1)), job.settings.system.precision)
         state.progress.step.assign(step)
         state.progress.sums.assign(outputs.sums)
         tools.profiler.update(step)
@@ -286,13 +286,14 @@ def sync(job: Job, tools: Tools, step: int) -> tuple[bool, bool]:
     return is_stopped, stops_early or step >= job.plan.total_steps
 
 
-def check_finite(step: int, outputs: StepOutputs, learning_rate: float) -> None:
+def check_finite(step: int, outputs: StepOutputs, learning_rate: float, precision: str = "float32") -> None:
     """Checks that the loss and the gradients of a step are finite.
 
     Args:
         step: the number of steps done.
         outputs: those of the last of them.
         learning_rate: its learning rate.
+        precision: what layers compute in.
 
     Raises:
         UserError: if they are not.
@@ -301,14 +302,16 @@ def check_finite(step: int, outputs: StepOutputs, learning_rate: float) -> None:
         return
     # If the loss is not finite, no gradient is. Otherwise it helps to know where it began.
     culprits = [path for path, norm in outputs.gradient_norms.items() if not math.isfinite(norm)]
+    advice = "a lower --base_learning_rate, --warmup_examples, or a lower --clip_gradient_norm"
+    if precision != "float32":
+        advice = f"--precision=float32 in place of {precision}, {advice}"
     where = f" (not finite for {', '.join(culprits[:3])})" if len(culprits) < len(outputs.gradient_norms) else ""
     raise utils.UserError(
         f"not finite any more between step {step - 1} and step {step}: the loss is {outputs.label_loss:.4g}, the "
         f"regularization loss {outputs.regularization_loss:.4g}, the norm of the gradients {outputs.gradient_norm:.4g} "
         f"(the largest before: {outputs.largest_gradient_norm:.4g}){where}, the learning rate {learning_rate:.4g}; "
-        "training stopped and saved nothing of it, and the last checkpoint is unchanged; try a lower "
-        "--base_learning_rate, --warmup_examples, or a lower --clip_gradient_norm, and check that the last layer of "
-        "the model suits the loss"
+        f"training stopped and saved nothing of it, and the last checkpoint is unchanged; try {advice}, and check that "
+        "the last layer of the model suits the loss"
     )
 
 

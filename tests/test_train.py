@@ -168,6 +168,8 @@ def test_a_gradient_that_is_not_finite_is_named():
     outputs = trainer_module.StepOutputs(1, False, 1.0, float("inf"), norms, 0.5, 0.0, [], [], [], [], None)
     with pytest.raises(UserError, match=r"\(not finite for first/kernel\), the learning rate"):
         train.check_finite(8, outputs, 0.25)
+    with pytest.raises(UserError, match="; try --precision=float32 in place of mixed_bfloat16, a lower --base"):
+        train.check_finite(8, outputs, 0.25, "mixed_bfloat16")
 
 
 def test_xla_gives_the_same():
