@@ -21,12 +21,12 @@ BENCHMARKS = {
     "evaluation": ["--shards={shards}", "--rounds=1"],
     "input_pipeline": ["--shards={shards}", "--images={images}", "--sizes", "32", "--rounds=1"],
     "memory": ["--shards={shards}", "--sizes", "8", "--rounds=1", "--epochs=2", "--batch_size=8", "--num_photos=16"]
-    + ["--caches", "none", "disk"],
+    + ["--caches", "disk"],
     "metrics": ["--predictions=1000"],
-    "recipes": ["--images={images}.zip", "--recipe=quick", "--photos", "8", "--seeds=1", "--choose", "--keep=kept"]
-    + ["--", "--image_size=8", "--max_steps=1", "--noreport"],
+    "recipes": ["--images={images}.zip", "--recipe=", "--photos", "8", "--seeds=1", "--choose", "--keep=kept"]
+    + ["--", "--model=LogisticModel", "--image_size=8", "--max_steps=1", "--noreport"],
     "train_step": ["--rounds=1", "--steps=10", "--only=LogisticModel"],
-    "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, . epochs?$|^eval$|inference|convert"],
+    "whole_run": ["--images={images}.zip", "--rounds=1", "--only=^train, 1 epoch$|^eval$|^inference$|convert"],
 }
 SLOW = ("batch_prediction", "devices", "evaluation", "memory", "recipes", "train_step", "whole_run")
 
@@ -83,7 +83,7 @@ def test_a_benchmark_prints_its_table(data, tmp_path, name):
     if name == "recipes":
         assert re.search(r"^8 photos, seed 0: seconds \d+\.\d+; accuracy \d", process.stdout, re.MULTILINE)
         kept = {path.name for path in (tmp_path / "kept").iterdir()}
-        assert kept - {"cache"} == {"quick-8-0", "shards_1_4", "shards_2001_2250"}
+        assert kept - {"cache"} == {"-8-0", "shards_1_4", "shards_2001_2250"}
 
 
 def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_benchmark():
