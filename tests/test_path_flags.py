@@ -5,7 +5,6 @@ import pwd
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from conftest import REPOSITORY, forked_python, jpeg, write_shards
@@ -158,7 +157,7 @@ def test_every_command_that_is_printed_can_be_pasted(run_script, tmp_path):
     kit, home = folder / "kit", home.mkdir() or home
     kit.symlink_to(REPOSITORY)
     script = f"{NAME}/kit/cats_vs_dogs/convert_images_to_tfrecords.py"
-    command = [sys.executable, script, f"--images={NAME}/photos", "--output_dir=~/shards [3]"]
+    command = [*forked_python(), script, f"--images={NAME}/photos", "--output_dir=~/shards [3]"]
     said = run_script("", "--validation_percent=40", command=command, cwd=tmp_path, env={"HOME": str(home)}).stderr
     assert not list(tmp_path.glob("~*"))
     # In /tmp/photo_model by default.
