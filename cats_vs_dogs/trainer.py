@@ -170,7 +170,6 @@ class Trainer:
         # Zeros stand for the step before the first one. If the first step were outside the loop, the graph would be
         # twice as large, and the start would take seconds more.
         *of_step, _ = next_step.get_concrete_function(batches, self._now()).structured_outputs
-        of_step = tf.nest.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), of_step)
         zeros = tf.nest.map_structure(lambda one: tf.zeros([size or 0 for size in one.shape], one.dtype), of_step)
         start = (tf.constant(0), tf.zeros([], tf.float64), tf.zeros([]), sums)
         shapes = tf.nest.map_structure(lambda one: one.shape, (*start, *of_step))
