@@ -6,10 +6,11 @@ import sys
 
 import pytest
 from absl import flags
-from conftest import PAGES, REPOSITORY, write_shards
+from conftest import PAGES, REPOSITORY, blocks, write_shards
 from test_layout import run_without_heavy_imports
+from test_readmes import words_of
 
-from cats_vs_dogs import advice, config, flag_files, train_dir, utils
+from cats_vs_dogs import advice, config, distribution, flag_files, job, train_dir, utils
 
 RECIPES = list(flag_files.recipes())
 
@@ -98,19 +99,34 @@ def test_the_page_of_flags_names_each_recipe(name):
     assert set(re.findall(r"`(\w+)`", row)) == set(RECIPES)
 
 
+def test_recipes_can_be_typed(read, tmp_path):
+    """The training commands of the pages that are not run: each is looked at up to its first step."""
+    text = "".join("".join(blocks(PAGES[name], "")) for name in ("README.en.md", "docs/recipes.en.md"))
+    commands = list(dict.fromkeys(line for line in text.splitlines() if "/train.py " in line))
+    assert len(commands) == 4
+    pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
+    for command in commands:
+        assert " --train_dir=/tmp/" in command
+        script, arguments = words_of(command.replace("/tmp/", f"{tmp_path}/"))
+        assert script == "train"
+        read(*arguments, f"--train_data_pattern={pattern}")
+        job.look(config.read(flags.FLAGS), distribution.local_devices())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["best", "pretrained_best"])  # Between them they set all flags of recipes.
-def test_a_recipe_trains(run_script, tmp_path, name):
-    """One step, of small pictures, and without weights that would be downloaded."""
-    pattern, recipe = write_shards(tmp_path, num_examples=4, num_shards=1), flag_files.read_recipe(name)
-    params = json.loads(recipe.get("model_params", "{}"))
-    params |= {"weights": None} if params.get("weights") else {}
-    small = (f"--image_size={max(96, int(recipe.get('first_image_size', 0)))}", f"--model_params={json.dumps(params)}")
-    where = (f"--train_data_pattern={pattern}", f"--train_dir={tmp_path}/m", "--max_steps=1")
-    process = run_script("train", *where, *small, f"--recipe={name}")
-    assert f"Recipe {name}: model=" in process.stderr
+def test_a_recipe_trains(run_script, tmp_path):
+    """One step of small pictures, without weights that would be downloaded.
+
+    The recipe is the one that uses most of the kit: a frozen part, and layers of it that learn.
+    """
+    pattern, recipe = write_shards(tmp_path, num_examples=4, num_shards=1), flag_files.read_recipe("pretrained_best")
+    params = json.loads(recipe["model_params"]) | {"weights": None}
+    small = ("--image_size=32", '--model_params={"weights": null}', "--max_steps=1")
+    where = (f"--train_data_pattern={pattern}", f"--train_dir={tmp_path}/m")
+    process = run_script("train", *where, *small, "--recipe=pretrained_best")
+    assert "Recipe pretrained_best: model=" in process.stderr
     run = json.loads((tmp_path / "m" / "run.json").read_text())
-    assert run["flags"]["recipe"] == name and run["flags"]["model"] == recipe["model"]
+    assert run["flags"]["recipe"] == "pretrained_best" and run["flags"]["model"] == recipe["model"]
     assert run["flags"]["model_params"] == params and str(run["flags"]["num_epochs"]) == recipe["num_epochs"]
 
 

@@ -21,7 +21,6 @@ from conftest import (
     jpeg,
     make_sample_set_small,
     run_scripts,
-    write_shards,
 )
 from fake_gcs import FakeGcs
 
@@ -264,26 +263,11 @@ def words_of(command):
 
 
 @pytest.mark.slow
-def test_recipes_can_be_typed(run_script, tmp_path):
-    """One step of each, in one process; all their steps take minutes."""
-    text = "".join("".join(blocks(PAGES[name], "")) for name in ("README.en.md", "docs/recipes.en.md"))
-    commands = list(dict.fromkeys(line for line in text.splitlines() if "/train.py " in line))
-    assert len(commands) == 4
-    pattern = write_shards(tmp_path, num_examples=4, num_shards=1)
-    scripts = []
-    for command in commands:
-        assert " --train_dir=/tmp/" in command
-        script, arguments = words_of(command.replace("/tmp/", f"{tmp_path}/"))
-        scripts.append([script, *arguments, f"--train_data_pattern={pattern}", "--max_steps=1"])
-    run_scripts(run_script, scripts, cwd=REPOSITORY)
-
-
-@pytest.mark.slow
 def test_every_command_works(run_script, clone, bucket):
     """In the order of the pages, in one folder and one process; test_vertex.py runs the others.
 
-    Training commands stop after two steps. ConvNetModel is trained by test_recipes_can_be_typed; only one model has
-    reports.
+    Training commands stop after two steps. ConvNetModel is left to test_recipes_can_be_typed; only
+    one model has reports.
     """
     here, in_the_cloud = commands_here_and_in_the_cloud()
     assert sorted(here + in_the_cloud) == sorted(block for text in ENGLISH.values() for block in blocks(text, "sh"))
