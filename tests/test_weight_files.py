@@ -283,8 +283,8 @@ def test_folders(tmp_path, name, inside, said):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-# Chosen from 12 that were tried: layers of their own, a Normalization layer, names and numbers, parallel branches.
-@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0", "MobileNetV2", "NASNetMobile"])
+# Chosen from 12 that were tried: layers of their own within others, a Normalization layer. `network` has the rest.
+@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0"])
 def test_families_calculate_the_same_with_the_weights_of_a_file(tmp_path, name):
     rng = np.random.default_rng(0)
     source, target = backbones.build(name, 32), backbones.build(name, 32)  # Keras numbers its layers on.
