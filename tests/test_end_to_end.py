@@ -415,15 +415,19 @@ BAD_TRAINING = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_TRAINING)
-def test_bad_input_of_train(fails_in_one_line, shards, trained, tmp_path, case):
+@pytest.mark.slow
+def test_bad_input_of_train(run_script, shards, trained, tmp_path):
+    """All in one process, in which each says one line and trains nothing."""
     (tmp_path / "1.jpg").write_bytes(jpeg())
-    flags, said = BAD_TRAINING[case]
     names = {"shards": shards, "photos": tmp_path, "trained": trained}
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     defaults = [f"--train_data_pattern={shards}/train-*", f"--train_dir={tmp_path}/model"]
-    line = fails_in_one_line("train", *defaults, *(flag.format(**names) for flag in flags))
-    assert said.format(**names) in line
+    scripts = [["train", *defaults, *(flag.format(**names) for flag in flags)] for flags, _ in BAD_TRAINING.values()]
+    process = run_scripts(run_script, scripts, check=False)
+    assert process.returncode == 1 and "Traceback" not in process.stderr, process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    for (case, (_, said)), line in zip(BAD_TRAINING.items(), lines, strict=True):
+        assert said.format(**names) in line, case
     assert not list(tmp_path.rglob("model.ckpt*"))
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
 
