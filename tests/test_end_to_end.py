@@ -520,18 +520,18 @@ def test_a_train_dir_of_version_2_0_resumes(run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_path_is_not_a_pattern(run_script, shards, tmp_path):
+def test_a_path_is_not_a_pattern(run_script, shards, trained, tmp_path):
     model = tmp_path / "model [1] *?{a}"
-    begins = training(shards, model, "--max_steps=3")
-    goes_on = training(shards, model, "--max_steps=6", "--keep_checkpoints=1")
+    shutil.copytree(trained, model)
+    goes_on = training(shards, model, "--num_epochs=6", "--keep_checkpoints=1")
     evaluates = ["eval", f"--train_dir={model}", f"--eval_data_pattern={shards}/validation-*", "--run_once"]
     predicts = ["inference", f"--train_dir={model}", f"--input_data_pattern={shards}/test-*"]
-    said = run_scripts(run_script, [begins, goes_on, evaluates, predicts]).stderr
-    assert f"Resuming from {model}/model.ckpt-3." in said
-    assert [path.name for path in model.iterdir() if path.suffix == ".index"] == ["model.ckpt-6.index"]
-    assert (model / "eval" / "metrics-6.json").exists() and (model / "predictions.csv").exists()
-    run_script(*training(shards, model, "--max_steps=1", "--start_new_model"))
-    assert [path.name for path in model.iterdir() if path.suffix == ".index"] == ["model.ckpt-1.index"]
+    said = run_scripts(run_script, [goes_on, evaluates, predicts]).stderr
+    assert f"Resuming from {model}/model.ckpt-20." in said
+    assert [path.name for path in model.iterdir() if path.suffix == ".index"] == ["model.ckpt-24.index"]
+    assert (model / "eval" / "metrics-24.json").exists() and (model / "predictions.csv").exists()
+    train_dir.delete_model(str(model))  # As --start_new_model does.
+    assert not [path for path in model.iterdir() if path.suffix == ".index"]
 
 
 @pytest.mark.slow
