@@ -535,15 +535,15 @@ def test_a_path_is_not_a_pattern(run_script, shards, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_while_training_leaves_the_history_of_eval(run_script, shards, tmp_path):
-    pattern = f"--eval_data_pattern={shards}/validation-*"
-    evaluates = ["eval", f"--train_dir={tmp_path}", pattern, "--run_once", "--noreport"]
-    run_scripts(run_script, [training(shards, tmp_path, "--max_steps=3"), evaluates])
+def test_evaluation_while_training_leaves_the_history_of_eval(run_script, shards, trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    pattern = f"{shards}/validation-*"
+    run_script("eval", f"--train_dir={folder}", f"--eval_data_pattern={pattern}", "--run_once", "--noreport")
     # Those in metrics-<step>.json are of the newest evaluation, whoever made it.
-    names = [path for path in (tmp_path / "eval").iterdir() if not path.name.startswith("metrics-")]
+    names = [path for path in (folder / "eval").iterdir() if not path.name.startswith("metrics-")]
     history = {path: path.read_bytes() for path in names}
     assert len(history) == 2  # An event file and metrics.jsonl.
-    trains = [training(shards, tmp_path, f"--max_steps={step}", pattern) for step in (5, 6)]
-    run_scripts(run_script, [[*trains[0], "--noreport"], trains[1]])
+    train_here(shards, folder, eval_data_pattern=pattern, num_epochs=6, report=True)
     assert {path: path.read_bytes() for path in history} == history
-    assert "step 6" in (tmp_path / "eval" / "report.html").read_text()
+    assert "step 24" in (folder / "eval" / "report.html").read_text()
