@@ -6,8 +6,9 @@ import sys
 import keras
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, jpeg, write_shards
+from conftest import REPOSITORY, jpeg, make_config, write_shards
 
+from cats_vs_dogs import distribution, train
 from cats_vs_dogs.classifier import Classifier
 from cats_vs_dogs.config import ModelSpec
 
@@ -63,12 +64,10 @@ def test_paths_in_hangul_in_an_ascii_locale(tmp_path, run_script):
     (tmp_path / "keras.json").write_text(json.dumps(keras_json))
     environment = {**ASCII, "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "TF_USE_LEGACY_KERAS": "1"}
     model = folder / "모델"
-    arguments = {
-        "train": [f"--train_data_pattern={pattern}", f"--train_dir={model}", "--image_size=8", "--num_epochs=1"],
-        "inference": [f"--input_data_pattern={folder}/*.jpg", f"--train_dir={model}", f"--output_file={folder}/답.csv"],
-    }
-    for script, flags in arguments.items():
-        run_script(script, *flags, command=command(script), env=environment)
+    settings = make_config(train_data_pattern=pattern, train_dir=str(model), image_size=8, num_epochs=1)
+    train.train(settings, distribution.local_devices())
+    flags = [f"--input_data_pattern={folder}/*.jpg", f"--train_dir={model}", f"--output_file={folder}/답.csv"]
+    run_script("inference", *flags, command=command("inference"), env=environment)
     rows = (folder / "답.csv").read_text(encoding="utf-8").splitlines()
     assert [row.split(",")[0] for row in rows] == ["Id", "고양이 0.jpg", "고양이 1.jpg"]
 
