@@ -8,6 +8,7 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from absl import logging
 from conftest import forked_python, jpeg, make_config, values_of, write_shards
 from photo_files import JPEG, encode, picture, write_folder, write_zip
 
@@ -238,7 +239,7 @@ def trained(folder, pattern, **settings):
     return values_of(checkpoints.require_checkpoint(str(folder)))
 
 
-def evaluate(monkeypatch, train_dir, pattern=""):
+def evaluate(monkeypatch, train_dir, pattern):
     """Returns the metrics that eval.py writes."""
     names = {"train_dir": str(train_dir), "eval_data_pattern": str(pattern), "mistakes_file": ""}
     others = {"model": None, "label_loss": None, "batch_size": 10, "bad_examples": "fail", "run_once": True}
@@ -266,16 +267,13 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
     assert run["flags"][FLAG] == run["flags"]["eval_data_pattern"] == str(archive)
     expected = find(archive).count("validation")
     by_training = json.loads((folder / "eval" / "metrics-10.json").read_text())
-    for pattern in ("", "in.zip"):
-        metrics = evaluate(monkeypatch, folder, pattern)
-        assert metrics["num_examples"] == by_training["num_examples"] == expected
-        assert metrics["eval_data_pattern"] == by_training["eval_data_pattern"] == str(archive)
-        assert metrics["trained_on"] == 0
+    metrics = evaluate(monkeypatch, folder, "in.zip")
+    assert metrics["num_examples"] == by_training["num_examples"] == expected
+    assert metrics["eval_data_pattern"] == by_training["eval_data_pattern"] == str(archive)
+    assert metrics["trained_on"] == 0
     assert "metrics-10.json held" not in caplog.text
     assert evaluate(monkeypatch, tmp_path / "shards", "in.zip")["num_examples"] == 40
     assert "of the 40 examples of --eval_data_pattern were trained on" in caplog.text
-    write_folder(tmp_path / "others", {"cat/1.jpg": jpeg(seed=90), "dog/1.jpg": jpeg(seed=91), "x.jpg": JPEG})
-    assert evaluate(monkeypatch, folder, "others")["num_examples"] == 2
 
     # Predictions need photos; those without a label that were beside the others are the default.
     with pytest.raises(UserError) as error:
@@ -285,6 +283,7 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
     # Nothing is resumed on other data without a word.
     def resume():
         caplog.clear()
+        logging.set_verbosity(logging.INFO)  # The export of a model before may have changed it.
         train.prepare(job.look(settings_of(folder, archive, num_epochs=3), distribution.local_devices()))
 
     resume()
