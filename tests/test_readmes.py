@@ -267,7 +267,7 @@ def test_every_command_works(run_script, clone, bucket):
     """In the order of the pages, in one folder and one process; test_vertex.py runs the others.
 
     Training commands stop after two steps. ConvNetModel is left to test_recipes_can_be_typed; only
-    one model has reports.
+    one model has a report.
     """
     here, in_the_cloud = commands_here_and_in_the_cloud()
     assert sorted(here + in_the_cloud) == sorted(block for text in ENGLISH.values() for block in blocks(text, "sh"))
@@ -286,7 +286,7 @@ def test_every_command_works(run_script, clone, bucket):
             arguments.append("--max_steps=2")
         if "--recipe=good" in arguments or "--model=ConvNetModel" in arguments:
             arguments += ["--model=LogisticModel", "--first_image_size=0"]
-        if script in ("train", "eval") and f"--train_dir={clone}/tmp/photo_model" not in arguments:
+        if script == "train" or script == "eval" and f"--train_dir={clone}/tmp/photo_model" not in arguments:
             arguments.append("--noreport")
         scripts.append([script, *arguments])
     run_scripts(run_script, scripts, clone, cwd=clone, env={"XDG_CACHE_HOME": str(clone / "cache")})
