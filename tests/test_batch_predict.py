@@ -18,7 +18,7 @@ import distributed
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, jpeg, write_shards
+from conftest import REPOSITORY, forked_python, jpeg, write_shards
 
 from cats_vs_dogs import (
     batch_pipeline,
@@ -67,11 +67,11 @@ def infer(train_dir, tmp_path, monkeypatch):
 def predict(train_dir, tmp_path, monkeypatch):
     """Returns a function that predicts in this process, and returns the CSV of the results and the rows of errors."""
 
-    def run(pattern):
+    def run(pattern, *beam_flags):
         output = tmp_path / "results"
         names = {"model_dir": str(train_dir / "export"), "input_data_pattern": pattern, "output_path": str(output)}
         monkeypatch.setattr(batch_predict, "FLAGS", types.SimpleNamespace(**names, batch_size=3))
-        batch_predict.main([])
+        batch_predict.main(beam_flags)
         return csv_of(output), rows_of(output / ERRORS)
 
     return run
@@ -255,16 +255,17 @@ def test_other_files_beside_the_results_stay(train_dir, predict, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_worker_processes(run_script, infer, train_dir, tmp_path):
+def test_two_worker_processes(infer, predict, tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.setenv("PYTHONPATH", "")  # The job changes it.
     pattern = write_shards(tmp_path / "in", "test", num_examples=40, num_shards=2, labelled=False, bad=(7,))
-    flags = [f"--model_dir={train_dir}/export", f"--input_data_pattern={pattern}", f"--output_path={tmp_path}/results"]
     # Worker processes log their start only at this level: the line shows that Beam has got both flags.
     beam = ["--direct_running_mode=multi_processing", "--direct_num_workers", "2"]
-    process = run_script("batch_predict", *beam, "--default_sdk_harness_log_level=INFO", *flags, "--batch_size=4")
-    assert process.stderr.count("Python sdk harness starting") == 2
-    assert_same_rows(csv_of(tmp_path / "results"), infer(pattern, "skip"))
-    warning = "WARNING: 1 records or shards could not be read (1: its picture cannot be decoded)"
-    assert process.stderr.splitlines()[-1] == f"{warning}; {tmp_path}/results/{ERRORS} lists them"
+    csv_text, errors = predict(pattern, *beam, "--default_sdk_harness_log_level=INFO")
+    assert capfd.readouterr().err.count("Python sdk harness starting") == 2
+    assert_same_rows(csv_text, infer(pattern, "skip"))
+    assert [error["error"] for error in errors] == ["its picture cannot be decoded"]
+    warning = "1 records or shards could not be read (1: its picture cannot be decoded)"
+    assert f"{warning}; {tmp_path}/results/{ERRORS} lists them" in caplog.messages
 
 
 def test_a_misspelt_flag_is_one_line(fails_in_one_line):
@@ -490,34 +491,28 @@ def test_a_runner_that_fails_is_one_line(train_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_row(run_script, infer, train_dir, tmp_path):
-    """A scheduler and two workers; one worker is killed while it has work."""
+def test_a_killed_worker_costs_no_row(start_scheduler, infer, predict, train_dir, tmp_path):
+    """Two workers; one is killed while it has work."""
     (tmp_path / "in").mkdir()
     picture = jpeg(1000, 1000)  # Takes long enough to decode.
     for shard in range(2):
         records = [tfrecords.make_example(picture, f"{shard}{number:02d}.jpg", None) for number in range(64)]
         records[5:5] = [b"no example"]
         tfrecords.write_shard(tfrecords.shard_path(str(tmp_path / "in"), "test", shard, 2), records)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    scheduler_file = tmp_path / "scheduler.json"
+    address = start_scheduler(0)
+    dask_script = tmp_path / "dask_script.py"
+    dask_script.write_text(f"import sys; sys.path[0] = {str(REPOSITORY)!r}; from dask.__main__ import main; main()")
+    command = [*forked_python(), str(dask_script), "worker", address, "--host=127.0.0.1", "--no-dashboard"]
+    command += ["--no-nanny", "--nthreads=1", "--memory-limit=0", f"--local-directory={tmp_path}"]
 
     with contextlib.ExitStack() as stack:
-
-        def start(kind, *flags):
-            command = [sys.executable, "-m", "dask", kind, "--scheduler-file", str(scheduler_file), *flags]
-            log = stack.enter_context(open(tmp_path / f"{kind}.log", "ab"))
-            process = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log)
+        log = stack.enter_context(open(tmp_path / "workers.log", "ab"))
+        victim, other = (subprocess.Popen(command, cwd="/", stdout=log, stderr=log) for _ in range(2))
+        for process in (victim, other):
             stack.callback(process.wait)
             stack.callback(process.kill)
-            return process
-
-        start("scheduler", "--host=127.0.0.1", "--port=0", "--dashboard-address=127.0.0.1:0")
-        places = ["--host=127.0.0.1", "--no-dashboard", "--no-nanny", "--nthreads=1", "--memory-limit=0"]
-        victim, _ = (start("worker", *places, f"--local-directory={tmp_path}") for _ in range(2))
-        wait_until(scheduler_file.exists)
-        client = stack.enter_context(distributed.Client(scheduler_file=str(scheduler_file), timeout=300))
+        client = stack.enter_context(distributed.Client(address, set_as_default=False))
         client.wait_for_workers(2, timeout=300)
-        address = client.scheduler.address
 
         def kill_in_the_middle():
             wait_until(lambda: list((tmp_path / "results").glob("unfinished-*/*.errors")))
@@ -527,12 +522,11 @@ def test_a_killed_worker_costs_no_row(run_script, infer, train_dir, tmp_path):
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             num_done = pool.submit(kill_in_the_middle)
-            flags = [f"--model_dir={os.path.relpath(train_dir / 'export', tmp_path)}", "--input_data_pattern=in/test-*"]
-            flags += ["--output_path=results", "--runner=DaskRunner", f"--dask_client_address={address}"]
-            process = run_script("batch_predict", *flags, "--batch_size=2", cwd=tmp_path, timeout=600)
+            flags = ["--runner=DaskRunner", f"--dask_client_address={address}"]
+            csv_text, errors = predict(f"{tmp_path}/in/test-*", *flags)
         assert 0 < num_done.result() < 64
-    assert_same_rows(csv_of(tmp_path / "results"), infer(str(tmp_path / "in" / "test-*"), "skip"))
-    assert process.stderr.splitlines()[-1].startswith("WARNING: 2 records or shards could not be read (2: it is not")
+    assert_same_rows(csv_text, infer(f"{tmp_path}/in/test-*", "skip"))
+    assert [(error["error"], error["count"]) for error in errors] == [("it is not a tf.train.Example", 1)] * 2
 
 
 def wait_until(condition):
