@@ -4,13 +4,14 @@ python killed_train.py '{"kill": "save", "count": 2, "num_devices": 1}' <flags o
 
 "kill" is what is being done at that moment, the "count"th time in this process: "steps" (some, about to begin), "save"
 (the same), "rename" (of the index file of a checkpoint, whose data file is there already), "export" (written, not yet
-renamed), or null.
+renamed), or null. "pause" stops the process for 11 seconds instead, when steps are about to begin.
 """
 
 import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 
 if __package__ in (None, ""):
@@ -79,14 +80,17 @@ def kill_when_called(owner, name, is_meant=lambda *args: True, after=False):
         is_due = is_meant(*args) and calls == plan["count"]
         if is_due and after:
             original(*args, **kwargs)
-        if is_due:
+        if is_due and plan["kill"] == "pause":
+            subprocess.Popen(["bash", "-c", f"sleep 11; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif is_due:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
     setattr(owner, name, replacement)
 
 
-if plan["kill"] == "steps":
+if plan["kill"] in ("steps", "pause"):
     kill_when_called(trainer.Trainer, "run_steps")
 elif plan["kill"] == "save":
     kill_when_called(checkpoints.TrainState, "save")
