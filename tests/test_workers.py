@@ -136,7 +136,7 @@ def test_only_the_chief_logs_evaluates_and_writes(whole):
 
 @pytest.mark.slow
 def test_a_lost_worker_ends_all_and_together_they_go_on(shards, whole, tmp_path):
-    flags = [f"--eval_data_pattern={shards}/validation-*", "--worker_timeout=5"]
+    flags = [f"--eval_data_pattern={shards}/validation-*", "--worker_timeout=10"]
     kill = {"kill": "steps", "count": 5, "num_devices": 1}
     resumed_at = []
     for plans in ([kill, ALONE], [ALONE, kill]):  # First the chief is lost, then the other.
