@@ -211,6 +211,17 @@ def values_of(checkpoint):
     return {name: reader.get_tensor(name) for name in names}
 
 
+@pytest.fixture
+def log(caplog):
+    """What is logged, also after an export, which sets the level of absl's logger to this one."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)
+    yield caplog
+    logging.set_verbosity(verbosity)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The numbers that the 2017 code computed; tests/data/golden/README.md says what they are."""

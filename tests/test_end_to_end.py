@@ -233,19 +233,18 @@ class SquaredLoss(BaseLoss):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_weights(shards, tmp_path, trained, caplog):
-    caplog.set_level("INFO", logger="absl")
+def test_a_stopped_run_goes_on_to_the_same_weights(shards, tmp_path, trained, log):
     train_here(shards, tmp_path, max_steps=7)
     train_here(shards, tmp_path)
     train_here(shards, tmp_path)
-    assert f"Resuming from {tmp_path}/model.ckpt-7." in caplog.text
+    assert f"Resuming from {tmp_path}/model.ckpt-7." in log.text
     (path, weights), (expected_path, expected) = weights_of(tmp_path), weights_of(trained)
     assert path.endswith("model.ckpt-20") and expected_path.endswith("model.ckpt-20")
     assert weights.keys() == expected.keys()
     for name in weights.keys() - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE"}:
         np.testing.assert_array_equal(weights[name], expected[name], err_msg=name)
     nothing_left = "Nothing left to train: the model is at step 20, and training ends at 20. Raise --num_epochs"
-    assert nothing_left in caplog.text
+    assert nothing_left in log.text
 
 
 def test_with_and_without_cache_the_same_weights(run_script, shards, tmp_path, trained_and_said):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging
 from conftest import REPOSITORY, forked_python, make_config, values_of, write_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -173,15 +172,6 @@ def settings_for(shards, train_dir, **settings):
 def train_here(shards, train_dir, **settings):
     """Trains in this process."""
     assert train_script.train(settings_for(shards, train_dir, **settings), distribution.local_devices()) is None
-
-
-@pytest.fixture
-def log(caplog):
-    """What is logged, also after an export, which sets the level of absl's logger to this one."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.INFO)
-    yield caplog
-    logging.set_verbosity(verbosity)
 
 
 def test_a_second_training_in_the_same_folder_is_refused(shards, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 from conftest import make_config, write_shards
 
 from cats_vs_dogs import checkpoints, distribution, eval, event_files, summaries, train
@@ -15,18 +14,15 @@ LOOP = ["Entering training loop.", "Done training -- epoch limit reached.", "Exi
 
 
 @pytest.fixture
-def lines(caplog):
+def lines(log):
     """Returns a function that returns the lines logged since its last call."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.INFO)  # As scripts do. An export sets the level of absl's logger to this one.
 
     def take():
-        messages = caplog.messages[:]
-        caplog.clear()
+        messages = log.messages[:]
+        log.clear()
         return messages
 
-    yield take
-    logging.set_verbosity(verbosity)
+    return take
 
 
 @pytest.mark.slow
