@@ -29,14 +29,10 @@ FEATURES = {
 
 def read(pattern):
     """Returns the encoded pictures, the names and the labels (-1: no label) of shards, in order."""
-    examples = [
-        tf.io.parse_single_example(record, FEATURES) for record in tf.data.TFRecordDataset(sorted(glob.glob(pattern)))
-    ]
-    return (
-        [example[tfrecords.IMAGE].numpy() for example in examples],
-        [example[tfrecords.FILENAME].numpy().decode() for example in examples],
-        np.array([int(example[tfrecords.LABEL]) for example in examples]),
-    )
+    records = list(tf.data.TFRecordDataset(sorted(glob.glob(pattern))).as_numpy_iterator())
+    examples = tf.io.parse_example(records, FEATURES)
+    names = [name.decode() for name in examples[tfrecords.FILENAME].numpy()]
+    return examples[tfrecords.IMAGE].numpy().tolist(), names, examples[tfrecords.LABEL].numpy()
 
 
 def size_of(encoded):
