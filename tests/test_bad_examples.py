@@ -12,7 +12,7 @@ import tensorflow as tf
 from conftest import jpeg, write_shards
 from PIL import Image
 from test_pictures import png_header
-from test_readers import files_of, ids_of
+from test_readers import READER, files_of, ids_of
 
 from cats_vs_dogs import bad_examples, readers, submission, tfrecords
 from cats_vs_dogs.bad_examples import open_shards
@@ -153,9 +153,8 @@ def test_a_picture_of_another_kind_named_jpg_is_right_or_bad(tmp_path, resize_me
 
 def test_bad_records_are_left_out_and_listed(tmp_path, caplog):
     files = files_of(write_shards(tmp_path / "shards", num_examples=20, num_shards=2, bad=(3, 4, 9)))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
     csv_path = tmp_path / "bad_examples.csv"
-    shards = open_shards(str(tmp_path / "shards" / "*"), "train_data_pattern", reader, "skip")
+    shards = open_shards(str(tmp_path / "shards" / "*"), "train_data_pattern", READER, "skip")
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
     assert shards.records == {files[0]: 10, files[1]: 10}
     assert shards.bad == {files[0]: [2], files[1]: [1, 4]}
@@ -169,7 +168,7 @@ def test_bad_records_are_left_out_and_listed(tmp_path, caplog):
         [files[1], "1", "dog.3.jpg", reason],
         [files[1], "4", "dog.9.jpg", reason],
     ]
-    expect_ids(reader, shards, [name_of(i) for i in (*range(0, 20, 2), *range(1, 20, 2)) if i not in (3, 4, 9)])
+    expect_ids(READER, shards, [name_of(i) for i in (*range(0, 20, 2), *range(1, 20, 2)) if i not in (3, 4, 9)])
 
 
 def name_of(i):
@@ -260,7 +259,6 @@ DAMAGE = {
 def test_damaged_shards_stop_or_are_read_up_to_there(tmp_path):
     write_shards(tmp_path, num_examples=10 * len(DAMAGE) + 20, num_shards=len(DAMAGE) + 2)
     files = files_of(str(tmp_path / "*"))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
     expected_ids, expected_list, expected_said = [], [], []
     for shard, path in enumerate(files):
         num_good = 10
@@ -273,48 +271,45 @@ def test_damaged_shards_stop_or_are_read_up_to_there(tmp_path):
             with open(path, "wb") as file:
                 file.write(data)
             with pytest.raises(UserError, match=f"^{path}: ") as error:
-                shards = open_shards(path, "train_data_pattern", reader, "fail")
-                with bad_examples.explain_read_errors(reader, shards):
-                    list(readers.make_dataset(reader, shards, batch_size=3))
+                shards = open_shards(path, "train_data_pattern", READER, "fail")
+                with bad_examples.explain_read_errors(READER, shards):
+                    list(readers.make_dataset(READER, shards, batch_size=3))
             assert expected_said[-1] in str(error.value)
         expected_ids += [name_of(i * len(files) + shard) for i in range(num_good)]
 
-    shards = open_shards(str(tmp_path / "*"), "train_data_pattern", reader, "skip")
+    shards = open_shards(str(tmp_path / "*"), "train_data_pattern", READER, "skip")
     assert [bad[:3] for bad in shards.bad_list] == expected_list
     for (*_, reason), said in zip(shards.bad_list, expected_said, strict=True):
         assert said in reason
     assert shards.files == [path for path in files if path not in [bad[0] for bad in expected_list if bad[1] == 0]]
-    expect_ids(reader, shards, expected_ids)
+    expect_ids(READER, shards, expected_ids)
 
 
 def test_the_first_bad_record_is_named_even_if_a_checksum_behind_it_is_wrong(tmp_path):
     pattern = write_shards(tmp_path, num_examples=10, num_shards=1, bad=(2,))
     (path,) = tmp_path.iterdir()
     path.write_bytes(flip(path.read_bytes(), header_of(path.read_bytes(), 6) + 99))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    shards = open_shards(pattern, "train_data_pattern", reader, "fail")
-    with pytest.raises(UserError, match="record 2 "), bad_examples.explain_read_errors(reader, shards):
-        list(readers.make_dataset(reader, shards, batch_size=3))
+    shards = open_shards(pattern, "train_data_pattern", READER, "fail")
+    with pytest.raises(UserError, match="record 2 "), bad_examples.explain_read_errors(READER, shards):
+        list(readers.make_dataset(READER, shards, batch_size=3))
 
 
 def test_more_than_half_bad_stops(tmp_path):
     pattern = write_shards(tmp_path, num_examples=4, num_shards=2, bad=(0, 2))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    assert open_shards(pattern, "train_data_pattern", reader, "skip").num_examples == 2
+    assert open_shards(pattern, "train_data_pattern", READER, "skip").num_examples == 2
     (tmp_path / "train-0.txt").write_text("hello")
     with pytest.raises(UserError, match="^3 of 5 records cannot be read, more than half; the first: .*: record 0: "):
-        open_shards(pattern, "train_data_pattern", reader, "skip")
+        open_shards(pattern, "train_data_pattern", READER, "skip")
     with pytest.raises(UserError, match="^1 of 1 records cannot be read, more than half"):
-        open_shards(str(tmp_path / "*.txt"), "train_data_pattern", reader, "skip")
+        open_shards(str(tmp_path / "*.txt"), "train_data_pattern", READER, "skip")
 
 
 def test_what_was_left_out_is_not_blamed_for_another_error(tmp_path):
     pattern = write_shards(tmp_path, num_examples=6, num_shards=1, bad=(2,))
-    reader = readers.CatsVsDogsFeatureReader(image_size=4)
-    shards = open_shards(pattern, "train_data_pattern", reader, "skip")
+    shards = open_shards(pattern, "train_data_pattern", READER, "skip")
     with (
         pytest.raises(tf.errors.InvalidArgumentError, match="of the model"),
-        bad_examples.explain_read_errors(reader, shards),
+        bad_examples.explain_read_errors(READER, shards),
     ):
         raise tf.errors.InvalidArgumentError(None, None, "an error of the model")
 
@@ -324,7 +319,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "train-x").symlink_to(tmp_path / "nowhere")
     for bad in ("fail", "skip"):
         with pytest.raises(UserError, match=f"^{tmp_path}/train-x: cannot be read: .*leave it out of the pattern$"):
-            open_shards(pattern, "train_data_pattern", readers.CatsVsDogsFeatureReader(), bad)
+            open_shards(pattern, "train_data_pattern", READER, bad)
 
 
 @pytest.mark.parametrize("becomes", ["nothing", "a folder"])
@@ -359,7 +354,7 @@ def test_bad_pictures_are_found_for_any_reader(tmp_path):
 def test_shards_of_the_wrong_kind_are_noticed_at_the_first_record(tmp_path):
     pattern = write_shards(tmp_path, labelled=False)
     with pytest.raises(UserError, match="test shards cannot be used here"):
-        open_shards(pattern, "eval_data_pattern", readers.CatsVsDogsFeatureReader(), "fail")
+        open_shards(pattern, "eval_data_pattern", READER, "fail")
 
 
 def test_ids_are_named_where_they_are_behind_bad_records(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from conftest import jpeg
 from test_bad_examples import record_with
+from test_readers import READER
 
 from cats_vs_dogs import example_index, readers, tfrecords
 from cats_vs_dogs.bad_examples import open_shards
@@ -24,8 +25,7 @@ def write(folder, *labels_of_shards):
     return str(folder / "train-*")
 
 
-def opened(pattern, bad_examples="fail", reader=None):
-    reader = reader or readers.CatsVsDogsFeatureReader(image_size=4)
+def opened(pattern, bad_examples="fail", reader=READER):
     return open_shards(pattern, "train_data_pattern", reader, bad_examples, with_index=True)
 
 
