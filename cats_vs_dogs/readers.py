@@ -84,7 +84,7 @@ class BaseReader:
         raise NotImplementedError
 
     @functools.cached_property
-    def _graph(self) -> Any:
+    def _reading_graph(self) -> Any:
         """See `prepare_graph`."""
         with tf.device(None):  # Whoever asks first need not be where all run.
             return tf.function(prepare_function(self)).get_concrete_function(tf.TensorSpec([None], tf.string))
@@ -213,7 +213,7 @@ def prepare_graph(reader: BaseReader) -> Any:
 
     It is called as `prepare_function` is, and its `structured_outputs` tell shapes and dtypes.
     """
-    return reader._graph
+    return reader._reading_graph
 
 
 @dataclasses.dataclass(frozen=True)
