@@ -142,13 +142,9 @@ def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):
     """A few for each shard, checkpoint and export; none for steps and records."""
     runs = {
         "first": (40, 4, []),
-        # 400 records in 14 shards, read again in each epoch; an export after 8 of the 16 steps, and a checkpoint after
-        # each.
-        "more": (
-            400,
-            14,
-            ["--batch_size=50", "--cache=none", "--export_model_steps=8", "--save_checkpoint_secs=0.000001"],
-        ),
+        "longer": (400, 4, ["--num_epochs=3"]),  # 120 steps and 400 records.
+        # 14 shards, read again in each epoch; an export after 4 of the 8 steps, and a checkpoint after each.
+        "more": (40, 14, ["--cache=none", "--export_model_steps=4", "--save_checkpoint_secs=0.000001"]),
     }
     scripts = []
     for name, (num_examples, num_shards, flags) in runs.items():
@@ -159,11 +155,14 @@ def test_how_many_requests_a_training_run_makes(run_script, gcs, tmp_path):
         scripts.append(["train", *where, *common, *flags])
     run_scripts(run_script, scripts, env=gcs.environment())
     asked = [set(re.findall(r"(?:data|model)%2F\w+", path)) for _, path, _ in gcs.requests]
-    first, more = ([sum(f"{kind}%2F{name}" in names for names in asked) for kind in ("data", "model")] for name in runs)
+    first, longer, more = (
+        [sum(f"{kind}%2F{name}" in names for names in asked) for kind in ("data", "model")] for name in runs
+    )
     assert sum(first) < 90  # The last of them list folders, to name what was written.
+    assert longer == first
     assert [count - of_first for count, of_first in zip(more, first, strict=True)] == [
         3 * 10 + 14,  # Its size, its lengths, its records; the records of the second epoch.
-        20 + 15 * 16 + 11 * 3,  # One more export; 15 more checkpoints, of which eleven are deleted again.
+        20 + 7 * 16 + 3 * 3,  # One more export; seven more checkpoints, of which three are deleted again.
     ]
 
 
