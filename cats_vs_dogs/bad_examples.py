@@ -209,8 +209,10 @@ def _with_ids(path: str, reasons: dict[int, str]) -> Iterator[BadExample]:
     """Reads a file once more, for the ids of its bad records. `reasons` says why each is bad, by record number."""
     if not reasons:
         return
-    items = tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).take(max(reasons) + 1)
-    for number, record in enumerate(items.as_numpy_iterator()):
+    items = tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).as_numpy_iterator()
+    records = itertools.chain(items, itertools.repeat(b""))  # See `_outcomes`.
+    for number in range(max(reasons) + 1):
+        record = next(records)
         if number in reasons:
             yield path, number, id_of(record), reasons[number]
 

@@ -294,6 +294,14 @@ def test_the_first_bad_record_is_named_even_if_a_checksum_behind_it_is_wrong(tmp
         list(readers.make_dataset(READER, shards, batch_size=3))
 
 
+def test_a_file_that_lost_records_or_vanished_since_it_was_counted_does_not_hide_the_next_one(tmp_path):
+    paths = files_of(write_shards(tmp_path, num_examples=9, num_shards=3, bad=(5,)))  # The second of the third file.
+    counts = {paths[0]: 5, str(tmp_path / "gone"): 2, paths[1]: 3, paths[2]: 3}
+    found = [(path, number) for path, number, *_ in bad_examples.find_bad_examples(READER, counts)]
+    lost = [(paths[0], 3), (paths[0], 4), (str(tmp_path / "gone"), 0), (str(tmp_path / "gone"), 1)]
+    assert found == [*lost, (paths[2], 1)]
+
+
 def test_more_than_half_bad_stops(tmp_path):
     pattern = write_shards(tmp_path, num_examples=4, num_shards=2, bad=(0, 2))
     assert open_shards(pattern, "train_data_pattern", READER, "skip").num_examples == 2
