@@ -20,8 +20,6 @@ from cats_vs_dogs.utils import UserError
 # A record that cannot be read: its file, its number in the file from 0, its id or "", the reason.
 BadExample = tuple[str, int, str, str]
 
-_READ_BYTES = 256 * 2**10  # number of bytes that one read of a file returns
-
 # Errors of reading a file; decoding a picture raises none of them.
 _READ_ERRORS = (
     tf.errors.DataLossError,
@@ -209,8 +207,7 @@ def _with_ids(path: str, reasons: dict[int, str]) -> Iterator[BadExample]:
     """Reads a file once more, for the ids of its bad records. `reasons` says why each is bad, by record number."""
     if not reasons:
         return
-    items = tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).as_numpy_iterator()
-    records = itertools.chain(items, itertools.repeat(b""))  # See `_outcomes`.
+    records = itertools.chain(readers.records_in(path).as_numpy_iterator(), itertools.repeat(b""))  # See `_outcomes`.
     for number in range(max(reasons) + 1):
         record = next(records)
         if number in reasons:
@@ -228,7 +225,7 @@ def _outcomes(reader: BaseReader, records: dict[str, int]) -> Iterator[tuple[str
     def records_of(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         # If the file has lost records since they were counted, empty ones stand for them.
         empty = tf.data.Dataset.from_tensors(b"").repeat()
-        return tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES).concatenate(empty).take(count)
+        return readers.records_in(path).concatenate(empty).take(count)
 
     left = list(records.items())
     while left:
@@ -238,18 +235,17 @@ def _outcomes(reader: BaseReader, records: dict[str, int]) -> Iterator[tuple[str
         # Two `map`s: with one, TensorFlow may skip what the first value does not need, such as decoding.
         outcomes = readers.map_batches(items, tf.autograph.experimental.do_not_convert(lambda one: prepare(one[None])))
         iterator = outcomes.map(lambda first, *unused_others: first).as_numpy_iterator()
-        is_readable = True
-        while left and is_readable:
-            path, count = left.pop(0)
-            for number in range(count):
-                try:
-                    outcome = next(iterator)
-                except (tf.errors.OpError, UnicodeDecodeError) as error:
-                    outcome = error
-                yield path, number, outcome
-                is_readable = not isinstance(outcome, _READ_ERRORS)
-                if not is_readable:
-                    break
+        for file, number in ((file, number) for file, count in enumerate(counts) for number in range(count)):
+            try:
+                outcome = next(iterator)
+            except (tf.errors.OpError, UnicodeDecodeError) as error:
+                outcome = error
+            yield paths[file], number, outcome
+            if isinstance(outcome, _READ_ERRORS):
+                left = left[file + 1 :]
+                break
+        else:
+            return
 
 
 def id_of(record: bytes) -> str:

@@ -280,6 +280,11 @@ def make_dataset(
     return map_batches(records.batch(batch_size), prepare_graph(reader), batch_size)
 
 
+def records_in(path: str | tf.Tensor) -> tf.data.Dataset:
+    """Returns the records of one file, string scalars."""
+    return tf.data.TFRecordDataset(path, buffer_size=_READ_BYTES)
+
+
 def first_record(shards: Shards) -> tf.Tensor:
     """Returns the first record that is read, string [1]."""
     source = _record_source(shards)
@@ -533,9 +538,7 @@ def _record_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:
     files = tf.constant(shards.files)
     if not shards.bad:
         # To rewrite it would take longer than to build its graph.
-        return tf.autograph.experimental.do_not_convert(
-            lambda file: tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES)
-        )
+        return tf.autograph.experimental.do_not_convert(lambda file: records_in(files[file]))
     bad_keys = [shards.files.index(path) << 40 | number for path, numbers in shards.bad.items() for number in numbers]
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(bad_keys, tf.int64), tf.ones(len(bad_keys), tf.int64)),
@@ -548,7 +551,7 @@ def _record_source(shards: Shards) -> Callable[[tf.Tensor], tf.data.Dataset]:
         def is_good(number: tf.Tensor, unused_record: tf.Tensor) -> tf.Tensor:
             return table.lookup(tf.bitwise.left_shift(file, tf.constant(40, tf.int64)) + number) == 0
 
-        records = tf.data.TFRecordDataset(files[file], buffer_size=_READ_BYTES).take(limits[file]).enumerate()
+        records = records_in(files[file]).take(limits[file]).enumerate()
         return records.filter(is_good).map(lambda unused_number, record: record)
 
     return good_records
