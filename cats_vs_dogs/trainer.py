@@ -108,6 +108,7 @@ class Trainer:
         # Without XLA it is no graph of its own: inside one, devices cannot synchronise.
         self._gradients = function(self._gradients_of_batch, jit_compile=True) if jit_compile else None
         self._replica_step = function(self._step_on_replica)
+        self._next_step = function(self._next_step_in_graph)
         self._run_steps = function(self._run_steps_in_graph)
 
     def run_steps(self, batches: Iterator, num_steps: int, sums: tf.Tensor | np.ndarray = _NO_SUMS) -> StepOutputs:
@@ -155,21 +156,19 @@ class Trainer:
         return finished
 
     def _run_steps_in_graph(self, batches, num_steps, sums):
-        next_step = tf.function(self._next_step, autograph=False)
-
         def goes_on(num_done, waiting, largest_norm, sums, reduced, outputs):
             return (num_done < num_steps) & self._is_finite(reduced) & (reduced["interrupts"] == 0.0)
 
         def take_step(num_done, waiting, largest_norm, sums, reduced, outputs):
             with tf.control_dependencies([reduced["gradient_norm"]]):  # The loss is there before the backward pass.
                 step_done = self._now()
-            reduced, outputs, seconds = next_step(batches, step_done)
+            reduced, outputs, seconds = self._next_step(batches, step_done)
             largest_norm = tf.maximum(largest_norm, _finite_or_zero(reduced["gradient_norm"]))
             return num_done + 1, waiting + seconds, largest_norm, sums + self._sums_of_step(reduced), reduced, outputs
 
         # Zeros stand for the step before the first one. If the first step were outside the loop, the graph would be
         # twice as large, and the start would take seconds more.
-        *of_step, _ = next_step.get_concrete_function(batches, self._now()).structured_outputs
+        *of_step, _ = self._next_step.get_concrete_function(batches, self._now()).structured_outputs
         zeros = tf.nest.map_structure(lambda one: tf.zeros([size or 0 for size in one.shape], one.dtype), of_step)
         start = (tf.constant(0), tf.zeros([], tf.float64), tf.zeros([]), sums)
         shapes = tf.nest.map_structure(lambda one: one.shape, (*start, *of_step))
@@ -182,7 +181,7 @@ class Trainer:
         losses = [tf.cast(reduced[name], tf.float64) for name in ("label_loss", "regularization_loss")]
         return tf.stack([examples, *(examples * loss for loss in losses), log_loss, num_right])
 
-    def _next_step(self, batches, after: tf.Tensor):
+    def _next_step_in_graph(self, batches, after: tf.Tensor):
         """Waits for `after`, fetches a batch, takes one step. Also returns how many seconds the batch took."""
         with tf.control_dependencies([after]):
             asked = self._now()

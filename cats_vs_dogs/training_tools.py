@@ -180,7 +180,6 @@ def make_batches(job: Job, epochs_left: float, on_features: bool) -> tf.data.Dat
     """Returns the batches of the run, from the step on that it resumes from: of features or of pictures."""
     data, seed, batch_size = job.settings.data, job.settings.system.seed, job.plan.batch_size
 
-    @tf.autograph.experimental.do_not_convert  # To rewrite it would take longer than to build its graph.
     def change(images: tf.Tensor, step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         if on_features:
             return augmentation.choose_view(images, seed, step, rows, batch_size)
