@@ -8,7 +8,6 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from absl import logging
 from conftest import forked_python, jpeg, make_config, values_of, write_shards
 from photo_files import JPEG, encode, picture, write_folder, write_zip
 
@@ -250,8 +249,7 @@ def evaluate(monkeypatch, train_dir, pattern):
     return json.loads(path.read_text())
 
 
-def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", logger="absl")
+def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, log):
     archive = write_zip(tmp_path / "in.zip", PHOTOS)
     converter.convert(str(archive), str(tmp_path / "s"), 10, 1000, 1)
     of_shards = trained(tmp_path / "shards", "s/train-*")
@@ -271,9 +269,9 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
     assert metrics["num_examples"] == by_training["num_examples"] == expected
     assert metrics["eval_data_pattern"] == by_training["eval_data_pattern"] == str(archive)
     assert metrics["trained_on"] == 0
-    assert "metrics-10.json held" not in caplog.text
+    assert "metrics-10.json held" not in log.text
     assert evaluate(monkeypatch, tmp_path / "shards", "in.zip")["num_examples"] == 40
-    assert "of the 40 examples of --eval_data_pattern were trained on" in caplog.text
+    assert "of the 40 examples of --eval_data_pattern were trained on" in log.text
 
     # Predictions need photos; those without a label that were beside the others are the default.
     with pytest.raises(UserError) as error:
@@ -282,15 +280,14 @@ def test_training_and_evaluating_on_photos(tmp_path, monkeypatch, caplog):
 
     # Nothing is resumed on other data without a word.
     def resume():
-        caplog.clear()
-        logging.set_verbosity(logging.INFO)  # The export of a model before may have changed it.
+        log.clear()
         train.prepare(job.look(settings_of(folder, archive, num_epochs=3), distribution.local_devices()))
 
     resume()
-    assert "Resuming from" in caplog.text and "was trained with" not in caplog.text
+    assert "Resuming from" in log.text and "was trained with" not in log.text
     write_zip(archive, PHOTOS | {"cat.1.jpg": jpeg(seed=1000)})
     resume()
-    assert "was trained with other shards" in caplog.text
+    assert "was trained with other shards" in log.text
     archive.unlink()
     with pytest.raises(UserError, match="^--train_data_pattern=.*in.zip: matches no file"):
         resume()
